@@ -1,0 +1,1 @@
+"""The decisions floor of the router room."""
