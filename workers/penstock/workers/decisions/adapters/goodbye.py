@@ -30,5 +30,5 @@ def drain_hook(spec: WorkerSpec) -> dict[str, Any]:
     """The preStop hook: SIGTERM comes only after the worker has been idle for long enough, or at the deadline."""
     # -I -S: neither the engine's environment nor its site packages may change what the script does.
     command = ["python3", "-I", "-S", f"{DRAIN_MOUNT}/{DRAIN_FILE}", "--port", str(spec.port)]
-    command += ["--idle-s", f"{spec.idle_s:g}", "--deadline-s", f"{spec.drain_deadline_s:g}"]
+    command += ["--idle-s", f"{spec.drain_idle_s:g}", "--deadline-s", f"{spec.drain_deadline_s:g}"]
     return {"exec": {"command": command}}

@@ -114,23 +114,20 @@ def kv_transfer_config(spec: WorkerSpec) -> str:
     return json.dumps(config, separators=(",", ":"))
 
 
-def transfers_kv(spec: WorkerSpec) -> bool:
-    """Whether the worker's role hands KV blocks over or takes them."""
-    return spec.role != "PrefillDecode"
-
-
 def _annotations(spec: WorkerSpec) -> dict[str, str]:
     sizes = {name: getattr(spec.parallelism, name) for name in ("tensor", "pipeline", "data", "expert")}
     return {
         "penstock.dev/model": spec.model_name,
-        "penstock.dev/parallelism": json.dumps({k: v for k, v in sizes.items() if v != 1 or k == "tensor"}),
+        "penstock.dev/parallelism": json.dumps(
+            {k: v for k, v in sizes.items() if v != 1 or k == "tensor"}, separators=(",", ":")
+        ),
         "penstock.dev/kv-hash": kv_compatibility_hash(spec),
     }
 
 
 def _ports(spec: WorkerSpec) -> list[dict[str, Any]]:
     ports = [("http", spec.port), ("kv-events", KV_EVENTS_PORT), ("kv-replay", KV_REPLAY_PORT)]
-    if transfers_kv(spec):
+    if spec.transfers_kv:
         ports.append(("kv-transfer", KV_TRANSFER_PORT))
     return [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports]
 

@@ -14,7 +14,6 @@ from penstock.workers.decisions.adapters.pod import (
     kv_transfer_config,
     pod_env,
     pod_template,
-    transfers_kv,
 )
 from penstock.workers.decisions.adapters.sources import resolve_source
 from penstock.workers.decisions.adapters.spec import AdapterError, WorkerSpec
@@ -25,7 +24,7 @@ DEFAULT_BLOCK_SIZE = 16
 
 def render_simulated(spec: WorkerSpec) -> dict[str, Any]:
     """The pod template of a simulated worker; refuses what the vLLM adapter would, so that nothing surprises later."""
-    refuse_owned(spec.args, {**OWNED, **TRANSFER_OWNED} if transfers_kv(spec) else OWNED)
+    refuse_owned(spec.args, {**OWNED, **TRANSFER_OWNED} if spec.transfers_kv else OWNED)
     resolve_source(spec.model_uri, spec.model_name)
     engine = EngineContainer(
         command=("python", "-m", "penstock.workers.simulated"),
@@ -48,7 +47,7 @@ def _defaults(spec: WorkerSpec) -> list[list[str]]:
     groups.append(["--enable-prompt-tokens-details"])
     groups.append(["--shutdown-timeout", f"{spec.shutdown_timeout_s:g}"])
     groups.append(["--kv-events-config", kv_events_config(spec)])
-    if transfers_kv(spec):
+    if spec.transfers_kv:
         groups.append(["--kv-transfer-config", kv_transfer_config(spec)])
     return groups
 
@@ -77,6 +76,6 @@ def _profile(spec: WorkerSpec) -> Any:
 
 def _environment(spec: WorkerSpec) -> list[dict[str, Any]]:
     env = pod_env()
-    if transfers_kv(spec):
+    if spec.transfers_kv:
         env.append({"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(KV_TRANSFER_PORT)})
     return env

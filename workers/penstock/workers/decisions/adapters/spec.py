@@ -93,8 +93,23 @@ class WorkerSpec:
                 f"a grace period of {self.grace_s:g} s leaves no time to drain: it must exceed the shutdown time-out "
                 f"of {self.shutdown_timeout_s:g} s by more than {DRAIN_MARGIN_S:g} s"
             )
+        if self.drain_deadline_s < self.drain_idle_s:
+            raise AdapterError(
+                f"a grace period of {self.grace_s:g} s leaves {self.drain_deadline_s:g} s to drain, less than the "
+                f"{self.drain_idle_s:g} s a worker must be idle; raise terminationGracePeriod in the engine class"
+            )
         if self.time_scale <= 0:
             raise AdapterError(f"a time scale of {self.time_scale:g} would stop time; use a number above 0")
+
+    @property
+    def transfers_kv(self) -> bool:
+        """Whether the worker's role hands KV blocks over or takes them."""
+        return self.role != "PrefillDecode"
+
+    @property
+    def drain_idle_s(self) -> float:
+        """Idle time the drain asks for; blocks on lease are work that no gauge of vLLM shows."""
+        return max(self.idle_s, self.kv_lease_s) if self.transfers_kv else self.idle_s
 
     @property
     def drain_deadline_s(self) -> float:

@@ -13,7 +13,6 @@ from penstock.workers.decisions.adapters.pod import (
     kv_transfer_config,
     pod_env,
     pod_template,
-    transfers_kv,
 )
 from penstock.workers.decisions.adapters.sources import Source, resolve_source
 from penstock.workers.decisions.adapters.spec import WorkerSpec
@@ -26,7 +25,7 @@ TRANSFER_OWNED = {"--kv-transfer-config": "a Prefill or Decode pool's transfer i
 
 def render_vllm(spec: WorkerSpec) -> dict[str, Any]:
     """The pod template of a vLLM worker; raises `AdapterError` for arguments or sources it must refuse."""
-    refuse_owned(spec.args, {**OWNED, **TRANSFER_OWNED} if transfers_kv(spec) else OWNED)
+    refuse_owned(spec.args, {**OWNED, **TRANSFER_OWNED} if spec.transfers_kv else OWNED)
     source = resolve_source(spec.model_uri, spec.model_name)
     volumes, mounts = _storage(spec, source)
     engine = EngineContainer(
@@ -57,7 +56,7 @@ def _defaults(spec: WorkerSpec, source: Source) -> list[list[str]]:
     groups.append(["--enable-prompt-tokens-details"])
     groups.append(["--shutdown-timeout", str(round(spec.shutdown_timeout_s))])
     groups.append(["--kv-events-config", kv_events_config(spec)])
-    if transfers_kv(spec):
+    if spec.transfers_kv:
         groups.append(["--kv-transfer-config", kv_transfer_config(spec)])
     return groups
 
@@ -86,7 +85,7 @@ def _environment(spec: WorkerSpec) -> list[dict[str, Any]]:
     if spec.secret_name:
         reference = {"name": spec.secret_name, "key": SECRET_KEY}
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
-    if transfers_kv(spec):
+    if spec.transfers_kv:
         address = {"fieldRef": {"fieldPath": "status.podIP"}}
         env.append({"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": address})
         env.append({"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(KV_TRANSFER_PORT)})
