@@ -1,0 +1,27 @@
+"""What a decision needs to know of a request: sizes and limits, never its text."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, as every policy sees it.
+
+    Token counts may be estimates (`exact_tokens` says so). `block_hashes` are the chained hashes of the
+    prompt's whole blocks, empty when nobody computed them. `deadline` is on the caller's clock, in seconds;
+    `None` means the client waits as long as it likes. A lower `priority` number goes first, as in vLLM.
+    """
+
+    id: str
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    priority: int = 0
+    exact_tokens: bool = False
+    block_hashes: tuple[bytes, ...] = ()
+    deadline: float | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt plus the most it may generate: what a reservation holds."""
+        return self.prompt_tokens + self.max_tokens

@@ -1,0 +1,122 @@
+"""What a policy may read of a fleet."""
+
+import math
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from penstock.core.fleet.layout import TRUSTED
+from penstock.core.fleet.picks import Slots
+from penstock.core.fleet.signals import UNKNOWN, Signal
+from penstock.core.fleet.workers import Role, Worker
+
+if TYPE_CHECKING:
+    from penstock.core.fleet.columns import Fleet
+
+T = TypeVar("T", bound=np.generic)
+
+
+class FleetView:
+    """What a policy may read: live load, and membership as of `epoch`.
+
+    The arrays are the fleet's own memory, marked read-only. `stale` turns true with the next change of
+    membership; then ask the fleet for a new view (it costs one object).
+    """
+
+    __slots__ = (
+        "_candidates",
+        "_fleet",
+        "domain",
+        "epoch",
+        "foreign_requests",
+        "in_flight",
+        "kv_capacity",
+        "kv_usage",
+        "last_pick",
+        "outstanding_tokens",
+        "prefill_ms",
+        "sampled_at",
+    )
+
+    def __init__(self, fleet: "Fleet") -> None:
+        """Look at a fleet; made by `Fleet.view`."""
+        self._fleet = fleet
+        self._candidates: dict[tuple[str, Role | None], Slots] = {}
+        self.epoch = fleet.epoch
+        self.in_flight = _read_only(fleet.in_flight)
+        self.outstanding_tokens = _read_only(fleet.outstanding_tokens)
+        self.last_pick = _read_only(fleet.last_pick)
+        self.foreign_requests = _read_only(fleet.foreign_requests)
+        self.kv_usage = _read_only(fleet.kv_usage)
+        self.kv_capacity = _read_only(fleet.kv_capacity)
+        self.sampled_at = _read_only(fleet.sampled_at)
+        self.prefill_ms = _read_only(fleet.prefill_ms)
+        self.domain = _read_only(fleet.domain)
+
+    @property
+    def stale(self) -> bool:
+        """Whether membership has changed since this view was made."""
+        return self.epoch != self._fleet.epoch
+
+    @property
+    def mean_request_tokens(self) -> float:
+        """Tokens of an average reservation so far."""
+        return self._fleet.mean_request_tokens
+
+    def mask(
+        self,
+        *,
+        model: str | None = None,
+        role: Role | None = None,
+        accelerator: str | None = None,
+        domain: str | None = None,
+    ) -> NDArray[np.bool_]:
+        """Which slots hold a worker that matches everything given, whether or not it may be picked."""
+        fleet = self._fleet
+        chosen = fleet.used.copy()
+        for column, wanted in (("model", model), ("accelerator", accelerator), ("domain", domain)):
+            if wanted is not None:
+                chosen &= getattr(fleet, column) == fleet._ids(column).get(wanted, -1)
+        if role is not None:
+            chosen &= fleet.role == role
+        return chosen
+
+    def ready(self, model: str) -> Slots:
+        """Slots of the model's ready, unwithdrawn workers, trusted or not."""
+        fleet = self._fleet
+        return np.flatnonzero(self.mask(model=model) & fleet.ready & ~fleet.withdrawn)
+
+    def candidates(self, model: str, role: Role | None = None) -> Slots:
+        """Slots that may be picked for a model: ready, not withdrawn, not ejected; read-only.
+
+        When every ready worker is ejected they all come back: a router that is wrong about all of them
+        (its own network, say) must not turn a doubt into an outage.
+        """
+        key = (model, role)
+        found = self._candidates.get(key)
+        if found is None:
+            found = self._candidates[key] = self._find(model, role)
+        return found
+
+    def _find(self, model: str, role: Role | None) -> Slots:
+        fleet = self._fleet
+        willing = self.mask(model=model, role=role) & fleet.ready & ~fleet.withdrawn
+        trusted = willing & np.isin(fleet.breaker, TRUSTED)
+        return _read_only(np.flatnonzero(trusted if trusted.any() else willing))
+
+    def worker(self, slot: int) -> Worker:
+        """The worker in a slot."""
+        return self._fleet.worker(slot)
+
+    def foreign(self, slot: int, now: float) -> Signal:
+        """Requests at this worker that are not ours, as it last reported."""
+        at = float(self.sampled_at[slot])
+        if math.isnan(at):
+            return UNKNOWN
+        return Signal(value=float(self.foreign_requests[slot]), age=max(0.0, now - at), coverage=1.0)
+
+
+def _read_only(array: NDArray[T]) -> NDArray[T]:
+    shown = array.view()
+    shown.flags.writeable = False
+    return shown

@@ -1,0 +1,52 @@
+"""What is fixed about a worker for as long as it lives."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Role(IntEnum):
+    """What a worker does for a request; the API writes the same words in CamelCase."""
+
+    PREFILL_DECODE = 0
+    PREFILL = 1
+    DECODE = 2
+
+    @property
+    def api_name(self) -> str:
+        """The word of the Kubernetes API: `PrefillDecode`, `Prefill`, `Decode`."""
+        return _API_NAMES[self]
+
+    @classmethod
+    def from_api(cls, name: str) -> "Role":
+        """Role of an API word; `ValueError` names the known ones."""
+        for role, known in _API_NAMES.items():
+            if known == name:
+                return role
+        raise ValueError(f"unknown role {name!r}; known roles are {', '.join(_API_NAMES.values())}")
+
+
+_API_NAMES = {Role.PREFILL_DECODE: "PrefillDecode", Role.PREFILL: "Prefill", Role.DECODE: "Decode"}
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One engine replica.
+
+    `name` is unique in the fleet (`namespace/pod`). `domain` is the transfer domain: prefill and decode are
+    paired only inside one, so it holds whatever must be equal for KV to move (the KV-compatibility hash, and
+    the link that carries it). `prefill_ms` are the profile's (a, b, c) of a + b*T + c*S in milliseconds,
+    `None` while no profile is known; `kv_capacity_tokens` likewise.
+    """
+
+    name: str
+    host: str
+    port: int
+    model: str
+    role: Role = Role.PREFILL_DECODE
+    accelerator: str = ""
+    domain: str = ""
+    namespace: str = ""
+    deployment: str = ""
+    pool: str = ""
+    prefill_ms: tuple[float, float, float] | None = None
+    kv_capacity_tokens: int | None = None
