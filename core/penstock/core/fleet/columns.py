@@ -23,13 +23,19 @@ from penstock.core.fleet.workers import Worker
 class Fleet:
     """Workers as columns, with the reservations that rest on them."""
 
-    def __init__(self, capacity: int = 64) -> None:
-        """Make an empty fleet with room for `capacity` workers before it first doubles."""
+    def __init__(self, capacity: int = 64, max_in_flight: int = 1024) -> None:
+        """Make an empty fleet with room for `capacity` workers before it first doubles.
+
+        `max_in_flight` bounds the requests held on one worker: the engine's own queue must not become
+        the place where an overload hides.
+        """
         if capacity < 1:
             raise ValueError(f"a fleet needs room for at least one worker, got capacity {capacity}")
         self._columns: dict[str, NDArray[np.generic]] = {
             name: np.full((capacity, *shape), empty, dtype=dtype) for name, (dtype, empty, shape) in LAYOUT.items()
         }
+        self.max_in_flight = max_in_flight
+        self.profiled = False
         self._bind()
         self._workers: list[Worker | None] = [None] * capacity
         # Lowest slot last, so that `pop` hands out low slots first and columns stay dense.
@@ -39,6 +45,8 @@ class Fleet:
         self._accelerators: dict[str, int] = {}
         self._domains: dict[str, int] = {}
         self._ledger: dict[int, Reservation] = {}
+        # Slot -> reservation of the one request that tries a half-open worker.
+        self._probes: dict[int, int] = {}
         self._next_reservation = 1
         self._picks = 0
         self._reserved_ever = (0, 0)
@@ -106,6 +114,7 @@ class Fleet:
         self.domain[slot] = self._domains.setdefault(worker.domain, len(self._domains))
         if worker.prefill_ms is not None:
             self.prefill_ms[slot] = worker.prefill_ms
+            self.profiled = True
         if worker.kv_capacity_tokens is not None:
             self.kv_capacity[slot] = worker.kv_capacity_tokens
         self._moved()
@@ -116,6 +125,7 @@ class Fleet:
         worker = self.worker(slot)
         del self._slots[worker.name]
         self._workers[slot] = None
+        self._probes.pop(slot, None)
         self._clear(slot)
         # A reservation of the old generation must not be found again by id either.
         self._ledger = {i: r for i, r in self._ledger.items() if r.slot != slot}
@@ -175,6 +185,7 @@ class Fleet:
         requests, tokens = self._reserved_ever
         self._reserved_ever = (requests + 1, tokens + prompt_tokens + max_tokens)
         if self.breaker[slot] == Breaker.HALF_OPEN:
+            self._probes[slot] = reservation.id
             self._set_breaker(slot, Breaker.PROBING)
         return reservation
 
@@ -186,9 +197,15 @@ class Fleet:
         self.in_flight[slot] -= 1
         self.outstanding_tokens[slot] -= reservation.prompt_tokens + reservation.max_tokens
         # A probe that ended without a verdict (the client left) leaves the question open for the next one.
-        if self.breaker[slot] == Breaker.PROBING and self.in_flight[slot] == 0:
-            self._set_breaker(slot, Breaker.HALF_OPEN)
+        if self._probes.get(slot) == reservation.id:
+            del self._probes[slot]
+            if self.breaker[slot] == Breaker.PROBING:
+                self._set_breaker(slot, Breaker.HALF_OPEN)
         return True
+
+    def holds(self, reservation: Reservation) -> bool:
+        """Whether a reservation still counts: not given back, and its worker still in the fleet."""
+        return reservation.id in self._ledger
 
     @property
     def reservations(self) -> int:
@@ -222,6 +239,10 @@ class Fleet:
         """Count one more failure in a row; returns how many there are now."""
         self.failures[slot] += 1
         return int(self.failures[slot])
+
+    def ejected(self, slot: int) -> bool:
+        """Whether the worker is kept out of picks now."""
+        return bool(self.breaker[slot] == Breaker.OPEN)
 
     def eject(self, slot: int, until: float) -> None:
         """Keep a worker out of picks until `until` (seconds, the caller's clock)."""

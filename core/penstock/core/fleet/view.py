@@ -25,6 +25,7 @@ class FleetView:
 
     __slots__ = (
         "_candidates",
+        "_excluded",
         "_fleet",
         "domain",
         "epoch",
@@ -38,9 +39,10 @@ class FleetView:
         "sampled_at",
     )
 
-    def __init__(self, fleet: "Fleet") -> None:
-        """Look at a fleet; made by `Fleet.view`."""
+    def __init__(self, fleet: "Fleet", excluded: frozenset[int] = frozenset()) -> None:
+        """Look at a fleet; made by `Fleet.view` and `without`."""
         self._fleet = fleet
+        self._excluded = excluded
         self._candidates: dict[tuple[str, Role | None], Slots] = {}
         self.epoch = fleet.epoch
         self.in_flight = _read_only(fleet.in_flight)
@@ -62,6 +64,15 @@ class FleetView:
     def mean_request_tokens(self) -> float:
         """Tokens of an average reservation so far."""
         return self._fleet.mean_request_tokens
+
+    @property
+    def profiled(self) -> bool:
+        """Whether any worker ever came with a latency profile."""
+        return self._fleet.profiled
+
+    def without(self, excluded: frozenset[int]) -> "FleetView":
+        """The same fleet with some slots never candidates: those that already failed this request."""
+        return FleetView(self._fleet, self._excluded | excluded)
 
     def mask(
         self,
@@ -87,7 +98,7 @@ class FleetView:
         return np.flatnonzero(self.mask(model=model) & fleet.ready & ~fleet.withdrawn)
 
     def candidates(self, model: str, role: Role | None = None) -> Slots:
-        """Slots that may be picked for a model: ready, not withdrawn, not ejected; read-only.
+        """Slots that may be picked for a model: ready, not withdrawn, not ejected, not excluded; read-only.
 
         When every ready worker is ejected they all come back: a router that is wrong about all of them
         (its own network, say) must not turn a doubt into an outage.
@@ -98,9 +109,17 @@ class FleetView:
             found = self._candidates[key] = self._find(model, role)
         return found
 
+    def with_room(self, model: str, role: Role | None = None) -> Slots:
+        """Candidates that have fewer requests in flight than a worker may have."""
+        candidates = self.candidates(model, role)
+        room = self.in_flight[candidates] < self._fleet.max_in_flight
+        return candidates if room.all() else candidates[room]
+
     def _find(self, model: str, role: Role | None) -> Slots:
         fleet = self._fleet
         willing = self.mask(model=model, role=role) & fleet.ready & ~fleet.withdrawn
+        if self._excluded:
+            willing[list(self._excluded)] = False
         trusted = willing & np.isin(fleet.breaker, TRUSTED)
         return _read_only(np.flatnonzero(trusted if trusted.any() else willing))
 
