@@ -47,7 +47,8 @@ class EngineVariant(ApiModel):
     """Accelerator classes it is for."""
     image: ImageName | None = None
     """Image instead of the class's."""
-    args: EngineArgs = Field(default_factory=list)"""Arguments after the class's."""
+    args: EngineArgs = Field(default_factory=list)
+    """Arguments after the class's."""
     env: Annotated[list[EnvVar], Field(json_schema_extra=map_list("name", max_items=64))] = Field(default_factory=list)
     """Environment variables over the class's."""
     pod_template: PodTemplate | None = None
@@ -114,7 +115,8 @@ class EngineClassSpec(ApiModel):
     """Secrets, in the deployment's namespace, for a private registry."""
     command: Command = Field(default_factory=list)
     """Command instead of the adapter's."""
-    args: EngineArgs = Field(default_factory=list)"""Arguments after the adapter's; a flag given here replaces the adapter's default."""
+    args: EngineArgs = Field(default_factory=list)
+    """Arguments after the adapter's; a flag given here replaces the adapter's default."""
     env: Annotated[list[EnvVar], Field(json_schema_extra=map_list("name", max_items=64))] = Field(default_factory=list)
     """Environment variables of the engine's container."""
     port: Annotated[int, Field(ge=1024, le=65535)] = 8000

@@ -20,7 +20,6 @@ from penstock.api.base import (
     PositiveDecimal,
     Rule,
     Text,
-    atomic_list,
     map_list,
     rules,
     set_list,
@@ -130,7 +129,8 @@ class EngineSpec(ApiModel):
     """EngineClass to run; left out: the class marked default."""
     image: ImageName | None = None
     """Image instead of the class's."""
-    args: EngineArgs = Field(default_factory=list)"""Arguments after the class's; a flag given here replaces the class's."""
+    args: EngineArgs = Field(default_factory=list)
+    """Arguments after the class's; a flag given here replaces the class's."""
     env: Annotated[list[EnvVar], Field(json_schema_extra=map_list("name", max_items=64))] = Field(default_factory=list)
     """Environment variables; a name given here replaces the class's."""
 
