@@ -129,9 +129,9 @@ def live(request: Request, fleet: Fleet, policy: Policy, limits: RetryLimits, no
             event = yield Attempt(worker, answer, reservation, number)
             if isinstance(event, Failed) and event.failure is Failure.STALE_CONNECTION:
                 event = yield Attempt(worker, answer, reservation, number, fresh=True)
-            if isinstance(event, Answered) and not _goes_elsewhere(
-                event, request, fleet, excluded, answer, number, limits
-            ):
+            tried = excluded | {reservation.slot}
+            last_attempt = number >= limits.attempts
+            if isinstance(event, Answered) and (last_attempt or not _goes_elsewhere(event, request, fleet, tried)):
                 if fleet.holds(reservation):
                     fleet.succeeded(reservation.slot)
                 event = yield _PASS_ON
