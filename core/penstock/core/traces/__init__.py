@@ -8,7 +8,7 @@ or a model.
 
 from penstock.core.traces.formats import BadLine, BadLineError, TraceFormat, UnknownTraceError, detect_format
 from penstock.core.traces.parse import ParsedTrace, parse_trace
-from penstock.core.traces.prompts import PromptMaker
+from penstock.core.traces.prompts import PromptMaker, as_json, as_words
 from penstock.core.traces.requests import DEFAULT_BLOCK_TOKENS, Trace, TraceRequest
 from penstock.core.traces.shape import (
     drop_over_context,
@@ -28,6 +28,8 @@ __all__ = [
     "TraceFormat",
     "TraceRequest",
     "UnknownTraceError",
+    "as_json",
+    "as_words",
     "detect_format",
     "drop_over_context",
     "limit_duration",

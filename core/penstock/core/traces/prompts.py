@@ -15,15 +15,34 @@ import numpy as np
 import numpy.typing as npt
 from penstock.core.traces.requests import TraceRequest
 
-FIRST_ID = 266
-"""Below it lie control tokens and single bytes, which may be special to a model or leave broken characters."""
+FIRST_ID = 10_000
+"""Far above control tokens and single bytes, which may be special to a model or leave broken characters."""
 
 END_ID = 31_000
-"""Below the smallest vocabulary of the catalogue (32,000), so that every model takes every id."""
+"""Below the smallest vocabulary of the catalogue (32,000), so that every model takes every id.
+
+From FIRST_ID on every id has five digits, so that writing a prompt is one look-up in a table of equal cells.
+"""
 
 _BLOCK_CACHE = 4096
 
 Ids = npt.NDArray[np.int32]
+
+
+def as_json(ids: Ids) -> bytes:
+    """The ids as a JSON list."""
+    return b"[" + _cells(b"%d,")[ids - FIRST_ID].tobytes()[:-1] + b"]"
+
+
+def as_words(ids: Ids) -> str:
+    """The ids as words with a space between, one word an id: for an engine whose tokens are words."""
+    return _cells(b"t%d ")[ids - FIRST_ID].tobytes()[:-1].decode("ascii")
+
+
+@lru_cache
+def _cells(form: bytes) -> npt.NDArray[np.uint8]:
+    written = b"".join(form % token for token in range(FIRST_ID, END_ID))
+    return np.frombuffer(written, dtype=np.uint8).reshape(END_ID - FIRST_ID, -1)
 
 
 class PromptMaker:

@@ -1,0 +1,188 @@
+"""vLLM's KV events: which prefix blocks a worker has stored and dropped.
+
+Frames on the PUB socket are topic, 8-byte big-endian sequence number, msgpack payload. The payload is a batch
+`[ts, events, rank]`. Since vLLM 0.26 every event is a map with a `type`; before, it was an array that begins with the
+tag; one upstream revision sends the batch as a map, too. `decode_batch` takes all of them; `encode_batch` writes the
+map form of vLLM 0.32, `encode_batch_as_arrays` the older one, for peers and tests that need it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from penstock.core.wire.errors import WireError
+
+BlockHash = int | bytes
+"""A block's hash: an unsigned 64-bit integer, or all 32 bytes where the worker is told to send them."""
+
+REPLAY_END = -1
+"""Sequence number that ends a replay."""
+_MASK = (1 << 64) - 1
+
+
+class BlockStored(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Blocks are now in the worker's cache, chained one behind the other after `parent_block_hash`.
+
+    The same hash may be stored more than once (a full hit recomputes its last block into a second copy) and is then
+    removed as often: count, do not collect.
+    """
+
+    block_hashes: list[BlockHash]
+    parent_block_hash: BlockHash | None = None
+    token_ids: list[int] = []
+    block_size: int = 0
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[list[Any] | None] | None = None
+    """Per block, what beside tokens went into its hash (cache salt, adapter name), without the hash's own tags."""
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+
+
+class BlockRemoved(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One copy of each of these blocks has left the worker's cache."""
+
+    block_hashes: list[BlockHash]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True):
+    """The worker's cache is empty."""
+
+
+Event = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+class EventBatch(msgspec.Struct, frozen=True):
+    """What one publication carries: seconds since the epoch, events in order, data-parallel rank."""
+
+    ts: float
+    events: list[Event]
+    data_parallel_rank: int | None = None
+
+
+class _StoredArray(msgspec.Struct, frozen=True, tag="BlockStored", array_like=True):
+    block_hashes: list[BlockHash]
+    parent_block_hash: BlockHash | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[list[Any] | None] | None = None
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+
+
+class _RemovedArray(msgspec.Struct, frozen=True, tag="BlockRemoved", array_like=True):
+    block_hashes: list[BlockHash]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class _ClearedArray(msgspec.Struct, frozen=True, tag="AllBlocksCleared", array_like=True):
+    pass
+
+
+_AnyEvent = BlockStored | BlockRemoved | AllBlocksCleared | _StoredArray | _RemovedArray | _ClearedArray
+
+
+class _BatchArray(msgspec.Struct, frozen=True, array_like=True):
+    ts: float
+    events: list[_AnyEvent]
+    data_parallel_rank: int | None = None
+
+
+class _BatchMap(msgspec.Struct, frozen=True):
+    ts: float
+    events: list[_AnyEvent]
+    data_parallel_rank: int | None = None
+
+
+_array_batch = msgspec.msgpack.Decoder(_BatchArray)
+_map_batch = msgspec.msgpack.Decoder(_BatchMap)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def decode_batch(payload: bytes) -> EventBatch:
+    """Read one payload in any of vLLM's forms; raises `WireError` for anything else."""
+    # A msgpack array begins with 0x9n, 0xdc or 0xdd; the batch is one of them or a map.
+    first = payload[0] if payload else 0
+    decoder = _array_batch if first >> 4 == 0x9 or first in (0xDC, 0xDD) else _map_batch
+    try:
+        batch: _BatchArray | _BatchMap = decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise WireError(f"a KV event batch of {len(payload)} bytes cannot be read: {error}") from error
+    return EventBatch(batch.ts, [_as_map(event) for event in batch.events], batch.data_parallel_rank)
+
+
+def _as_map(event: _AnyEvent) -> Event:
+    """The event in the one form the rest of the house knows."""
+    match event:
+        case _StoredArray():
+            return BlockStored(**{name: getattr(event, name) for name in event.__struct_fields__})
+        case _RemovedArray():
+            return BlockRemoved(block_hashes=event.block_hashes, medium=event.medium, group_idx=event.group_idx)
+        case _ClearedArray():
+            return AllBlocksCleared()
+        case _:
+            return event
+
+
+_STORED_ALWAYS = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium", "lora_name")
+_STORED_SOMETIMES = ("extra_keys", "group_idx", "kv_cache_spec_kind")
+
+
+def _event_map(event: Event) -> dict[str, Any]:
+    """The event as vLLM 0.32 writes it: optional fields that say nothing are left out, required ones are null."""
+    if isinstance(event, BlockStored):
+        always, sometimes = _STORED_ALWAYS, _STORED_SOMETIMES
+    elif isinstance(event, BlockRemoved):
+        always, sometimes = ("block_hashes", "medium"), ("group_idx",)
+    else:
+        always, sometimes = (), ()
+    fields = {"type": type(event).__name__, **{name: getattr(event, name) for name in always}}
+    optional = {name: getattr(event, name) for name in sometimes}
+    return fields | {name: value for name, value in optional.items() if value is not None}
+
+
+def encode_batch(batch: EventBatch) -> bytes:
+    """The payload of a batch, events as maps (vLLM 0.26 and later)."""
+    return _encoder.encode([batch.ts, [_event_map(event) for event in batch.events], batch.data_parallel_rank])
+
+
+def encode_batch_as_arrays(batch: EventBatch) -> bytes:
+    """The payload of a batch, events as tagged arrays (vLLM before 0.26)."""
+    events = [[type(e).__name__, *(getattr(e, name) for name in e.__struct_fields__)] for e in batch.events]
+    return _encoder.encode([batch.ts, events, batch.data_parallel_rank])
+
+
+def encode_frames(topic: str, sequence: int, payload: bytes) -> list[bytes]:
+    """The three frames of one publication."""
+    return [topic.encode(), encode_sequence(sequence), payload]
+
+
+def encode_sequence(sequence: int) -> bytes:
+    """A sequence number as eight big-endian bytes; `REPLAY_END` is -1."""
+    return sequence.to_bytes(8, "big", signed=True)
+
+
+def decode_frames(frames: Sequence[bytes]) -> tuple[str, int, bytes]:
+    """Topic, sequence number and payload of a publication or of one replayed message.
+
+    Older engines replay without the topic frame; the topic is then empty. A leading empty frame (the delimiter a
+    DEALER receives) is skipped.
+    """
+    # The sequence is the frame before the payload; what stands before it is a topic, a delimiter, or both.
+    if len(frames) < 2 or len(frames[-2]) != 8 or len(frames) > 4:
+        sizes = [len(frame) for frame in frames]
+        raise WireError(f"a KV event message needs topic, 8-byte sequence and payload; got frames of {sizes} bytes")
+    topic = frames[-3].decode(errors="replace") if len(frames) > 2 else ""
+    return topic, int.from_bytes(frames[-2], "big", signed=True), frames[-1]
+
+
+def as_integer(block_hash: BlockHash) -> int:
+    """The hash as the unsigned 64-bit integer vLLM publishes by default: the last eight bytes of the digest."""
+    return block_hash if isinstance(block_hash, int) else int.from_bytes(block_hash, "big") & _MASK
