@@ -86,66 +86,95 @@ class _ClearedArray(msgspec.Struct, frozen=True, tag="AllBlocksCleared", array_l
     pass
 
 
-_AnyEvent = BlockStored | BlockRemoved | AllBlocksCleared | _StoredArray | _RemovedArray | _ClearedArray
-
-
-class _BatchArray(msgspec.Struct, frozen=True, array_like=True):
+class _NewBatch(msgspec.Struct, frozen=True, array_like=True):
     ts: float
-    events: list[_AnyEvent]
+    events: list[Event]
     data_parallel_rank: int | None = None
 
 
-class _BatchMap(msgspec.Struct, frozen=True):
+class _RawArray(msgspec.Struct, frozen=True, array_like=True):
     ts: float
-    events: list[_AnyEvent]
+    events: list[msgspec.Raw]
     data_parallel_rank: int | None = None
 
 
-_array_batch = msgspec.msgpack.Decoder(_BatchArray)
-_map_batch = msgspec.msgpack.Decoder(_BatchMap)
+class _RawMap(msgspec.Struct, frozen=True):
+    ts: float
+    events: list[msgspec.Raw]
+    data_parallel_rank: int | None = None
+
+
+_ArrayEvent = _StoredArray | _RemovedArray | _ClearedArray
+
+_new_batch = msgspec.msgpack.Decoder(_NewBatch)
+_raw_array = msgspec.msgpack.Decoder(_RawArray)
+_raw_map = msgspec.msgpack.Decoder(_RawMap)
+_map_event: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_array_event: msgspec.msgpack.Decoder[_ArrayEvent] = msgspec.msgpack.Decoder(_ArrayEvent)
 _encoder = msgspec.msgpack.Encoder()
 
 
 def decode_batch(payload: bytes) -> EventBatch:
     """Read one payload in any of vLLM's forms; raises `WireError` for anything else."""
-    # A msgpack array begins with 0x9n, 0xdc or 0xdd; the batch is one of them or a map.
-    first = payload[0] if payload else 0
-    decoder = _array_batch if first >> 4 == 0x9 or first in (0xDC, 0xDD) else _map_batch
     try:
-        batch: _BatchArray | _BatchMap = decoder.decode(payload)
+        batch = _new_batch.decode(payload)
+        return EventBatch(batch.ts, batch.events, batch.data_parallel_rank)
+    except msgspec.DecodeError:
+        return _decode_any_form(payload)
+
+
+def _decode_any_form(payload: bytes) -> EventBatch:
+    """The forms before vLLM 0.26, told apart event by event."""
+    try:
+        raw = (_raw_array if _is_array(payload) else _raw_map).decode(payload)
+        events = [_decode_event(bytes(event)) for event in raw.events]
     except msgspec.DecodeError as error:
         raise WireError(f"a KV event batch of {len(payload)} bytes cannot be read: {error}") from error
-    return EventBatch(batch.ts, [_as_map(event) for event in batch.events], batch.data_parallel_rank)
+    return EventBatch(raw.ts, events, raw.data_parallel_rank)
 
 
-def _as_map(event: _AnyEvent) -> Event:
+def _is_array(payload: bytes) -> bool:
+    """Whether a msgpack value is an array: its first byte is 0x9n, 0xdc or 0xdd."""
+    return bool(payload) and (payload[0] >> 4 == 0x9 or payload[0] in (0xDC, 0xDD))
+
+
+def _decode_event(payload: bytes) -> Event:
+    return _as_map(_array_event.decode(payload)) if _is_array(payload) else _map_event.decode(payload)
+
+
+def _as_map(event: _ArrayEvent) -> Event:
     """The event in the one form the rest of the house knows."""
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
     match event:
         case _StoredArray():
-            return BlockStored(**{name: getattr(event, name) for name in event.__struct_fields__})
+            return BlockStored(**fields)
         case _RemovedArray():
-            return BlockRemoved(block_hashes=event.block_hashes, medium=event.medium, group_idx=event.group_idx)
+            return BlockRemoved(**fields)
         case _ClearedArray():
             return AllBlocksCleared()
-        case _:
-            return event
 
 
-_STORED_ALWAYS = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium", "lora_name")
-_STORED_SOMETIMES = ("extra_keys", "group_idx", "kv_cache_spec_kind")
+_ALWAYS: dict[type, tuple[str, ...]] = {
+    BlockStored: (
+        "block_hashes",
+        "parent_block_hash",
+        "token_ids",
+        "block_size",
+        "lora_id",
+        "medium",
+        "lora_name",
+    ),
+    BlockRemoved: ("block_hashes", "medium"),
+    AllBlocksCleared: (),
+}
+"""Fields vLLM 0.32 writes even where they are null; it leaves the others out then."""
 
 
 def _event_map(event: Event) -> dict[str, Any]:
-    """The event as vLLM 0.32 writes it: optional fields that say nothing are left out, required ones are null."""
-    if isinstance(event, BlockStored):
-        always, sometimes = _STORED_ALWAYS, _STORED_SOMETIMES
-    elif isinstance(event, BlockRemoved):
-        always, sometimes = ("block_hashes", "medium"), ("group_idx",)
-    else:
-        always, sometimes = (), ()
-    fields = {"type": type(event).__name__, **{name: getattr(event, name) for name in always}}
-    optional = {name: getattr(event, name) for name in sometimes}
-    return fields | {name: value for name, value in optional.items() if value is not None}
+    always = _ALWAYS[type(event)]
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
+    kept = {name: value for name, value in fields.items() if value is not None or name in always}
+    return {"type": type(event).__name__, **kept}
 
 
 def encode_batch(batch: EventBatch) -> bytes:

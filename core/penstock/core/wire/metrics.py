@@ -111,9 +111,7 @@ _ALL = (
     _histogram("nixl_bytes_transferred", "Bytes of a KV transfer.", When.TRANSFER),
     _histogram("nixl_num_descriptors", "Pieces of a KV transfer.", When.TRANSFER),
     _counter("nixl_num_failed_transfers", "KV transfers that failed.", when=When.TRANSFER),
-    _counter(
-        "nixl_num_failed_notifications", "Ends of transfer that could not be told to the peer.", when=When.TRANSFER
-    ),
+    _counter("nixl_num_failed_notifications", "Transfer ends the peer was not told of.", when=When.TRANSFER),
     _counter("nixl_num_kv_expired_reqs", "Prompts whose blocks were let go unread.", when=When.TRANSFER),
     _counter("nixl_num_notifications_after_expiry", "Pulls that came after the lease.", when=When.TRANSFER),
 )

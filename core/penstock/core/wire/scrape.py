@@ -7,6 +7,7 @@ rest without parsing their labels. A number the page does not have is None, neve
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from penstock.core.wire.errors import WireError
 
@@ -130,28 +131,20 @@ Series = dict[bytes, list[tuple[bytes, float]]]
 
 
 def _sample(seen: Series) -> EngineSample:
-    def total(name: bytes) -> float | None:
-        return sum(value for _, value in seen[name]) if name in seen else None
-
-    numbers = {attribute: total(name) for name, attribute in _SUMS.items()}
-    ranks = len(seen.get(b"vllm:num_requests_running", ()))
-    usage = numbers["kv_usage"]
-    if usage is not None:
-        numbers["kv_usage"] = usage / len(seen[b"vllm:kv_cache_usage_perc"])
-    totals: dict[str, Total | None] = {}
+    fields: dict[str, Any] = {attribute: _total(seen, name) for name, attribute in _SUMS.items()}
+    if fields["kv_usage"] is not None:
+        fields["kv_usage"] /= len(seen[b"vllm:kv_cache_usage_perc"])
     for name, attribute in _TOTALS.items():
-        value, count = total(name + b"_sum"), total(name + b"_count")
-        totals[attribute] = Total(value, count) if value is not None and count is not None else None
-    by_label = {attribute: _by_label(seen.get(name, []), label) for name, (attribute, label) in _BY_LABEL.items()}
-    return EngineSample(  # type: ignore[arg-type]
-        **numbers,
-        **totals,
-        **by_label,
-        **_shape(seen),
-        ranks=ranks,
-        models=_models(seen),
-        sleeping=_sleeping(seen),
-    )
+        value, count = _total(seen, name + b"_sum"), _total(seen, name + b"_count")
+        fields[attribute] = Total(value, count) if value is not None and count is not None else None
+    for name, (attribute, label) in _BY_LABEL.items():
+        fields[attribute] = _by_label(seen.get(name, []), label)
+    ranks = len(seen.get(b"vllm:num_requests_running", ()))
+    return EngineSample(**fields, **_shape(seen), ranks=ranks, models=_models(seen), sleeping=_sleeping(seen))
+
+
+def _total(seen: Series, name: bytes) -> float | None:
+    return sum(value for _, value in seen[name]) if name in seen else None
 
 
 def _by_label(series: list[tuple[bytes, float]], label: str) -> dict[str, float]:
