@@ -42,7 +42,7 @@ class Flops(ApiModel):
 class Link(ApiModel):
     """What joins the accelerators of one node."""
 
-    kind: Literal["NVLink", "PCIe", "InfinityFabric", "Memory"]
+    kind: Literal["NVLink", "InfinityFabric", "PCIe", "UPI"]
     """Kind of link."""
     bandwidth: Quantity
     """Bytes per second in one direction, for example `450G`."""

@@ -19,7 +19,7 @@ from penstock.api.base import (
     set_list,
     short_name_rule,
 )
-from penstock.api.engine_args import EngineArg, EngineArgs
+from penstock.api.engine_args import EngineArg, EngineArgs, VariantArgs
 from penstock.api.modeldeployment import ImageName
 from penstock.api.pods import EnvVar, LocalReference, PodTemplate
 from penstock.api.quantities import parse_decimal, parse_duration
@@ -47,7 +47,7 @@ class EngineVariant(ApiModel):
     """Accelerator classes it is for."""
     image: ImageName | None = None
     """Image instead of the class's."""
-    args: EngineArgs = Field(default_factory=list)
+    args: VariantArgs = Field(default_factory=list)
     """Arguments after the class's."""
     env: Annotated[list[EnvVar], Field(json_schema_extra=map_list("name", max_items=64))] = Field(default_factory=list)
     """Environment variables over the class's."""
@@ -129,7 +129,7 @@ class EngineClassSpec(ApiModel):
     """Time a worker has to load the model before it is restarted."""
     pod_template: PodTemplate | None = None
     """Merged over the adapter's pod template: tolerations, volumes, runtime class, resources."""
-    variants: Annotated[list[EngineVariant], Field(json_schema_extra=map_list("name", max_items=16))] = Field(
+    variants: Annotated[list[EngineVariant], Field(json_schema_extra=map_list("name", max_items=8))] = Field(
         default_factory=list
     )
     """What differs on some accelerator classes."""

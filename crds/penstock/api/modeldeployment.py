@@ -224,8 +224,7 @@ class ReplicaRange(ApiModel):
             Rule(
                 "!has(self.max) || self.min <= self.max",
                 "replicas.min must not be above replicas.max; lower min or raise max",
-                "'replicas.min ' + string(self.min) + ' is above replicas.max ' + string(self.max)"
-                " + '; lower min or raise max'",
+                "'replicas.min %d is above replicas.max %d; lower min or raise max'.format([self.min, self.max])",
             )
         )
     )
@@ -397,7 +396,7 @@ class ModelDeploymentSpec(ApiModel):
                 " or lower replicas.min",
             ),
             Rule(
-                "!has(self.model.source) || !has(self.model.source.secretRef) || !has(self.engine.env)"
+                "!has(self.model.source) || !has(self.model.source.secretRef) || !has(self.engine) || !has(self.engine.env)"
                 " || self.engine.env.all(e, e.name != 'HF_TOKEN')",
                 "engine.env sets HF_TOKEN, which model.source.secretRef sets already; remove one of the two",
             ),

@@ -28,9 +28,9 @@ class WorkerPoolSpec(ApiModel):
                 "!has(self.replicas) || (self.replicas >= self.minReplicas && self.replicas <= self.maxReplicas)",
                 "spec.replicas is outside spec.minReplicas..spec.maxReplicas; scale within the bounds, or change"
                 " spec.pools[].replicas of the ModelDeployment",
-                "'replicas ' + string(self.replicas) + ' is outside ' + string(self.minReplicas) + '..'"
-                " + string(self.maxReplicas) + '; scale within these bounds, or change replicas of pool '"
-                " + self.poolName + ' in ModelDeployment ' + self.deploymentName",
+                "'replicas %d is outside %d..%d; scale within these bounds, or change replicas of pool %s in"
+                " ModelDeployment %s'.format([self.replicas, self.minReplicas, self.maxReplicas, self.poolName,"
+                " self.deploymentName])",
             ),
             Rule(
                 "self.minReplicas <= self.maxReplicas",
