@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from penstock.api import KINDS
 from penstock.api.crd import custom_resource_definition
 

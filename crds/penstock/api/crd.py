@@ -7,10 +7,9 @@ translation and refuses what could not be priced, so that the mistake shows here
 
 from typing import Any
 
+from penstock.api.base import GROUP, VERSION, ApiModel, ApiObject, Column, KindInfo
 from pydantic.json_schema import GenerateJsonSchema, NoDefault
 from pydantic_core import core_schema
-
-from penstock.api.base import GROUP, VERSION, ApiModel, ApiObject, Column, KindInfo
 
 Schema = dict[str, Any]
 

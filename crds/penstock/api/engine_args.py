@@ -10,22 +10,25 @@ from penstock.api.base import Rule, atomic_list, rules
 from pydantic import Field, StringConstraints
 
 OWNED_FLAGS: dict[str, str] = {
-    "host": "nothing: a worker listens on its pod address",
-    "port": "EngineClass.spec.port",
-    "uds": "nothing: a worker listens on its pod address",
-    "model": "model.source",
+    "model": "model.source.uri",
+    "revision": "model.source.uri (hf://ORG/NAME@REVISION)",
     "served-model-name": "model.name",
     "tensor-parallel-size": "pools[].parallelism.tensor",
     "pipeline-parallel-size": "pools[].parallelism.pipeline",
     "data-parallel-size": "pools[].parallelism.data",
-    "enable-expert-parallel": "pools[].parallelism.expert",
-    "kv-transfer-config": "pools[].role",
-    "kv-events-config": "nothing: the router needs its events in its own form",
-    "shutdown-timeout": "EngineClass.spec.shutdownTimeout",
+    "shutdown-timeout": "shutdownTimeout of the EngineClass",
+    "host": "",
+    "port": "port of the EngineClass",
+    "uds": "",
+    "root-path": "",
+    "ssl-keyfile": "",
+    "ssl-certfile": "",
+    "api-key": "",
+    "kv-events-config": "",
 }
-"""Flag (without dashes) and the field that says the same."""
+"""Flag (without dashes) and the field that says the same; empty where a worker's address and protocol are ours."""
 
-_SHORT = ("tp", "pp", "dp", "ep")
+_SHORT = ("tp", "pp", "dp")
 
 
 def owned_flag_pattern() -> str:
@@ -34,16 +37,19 @@ def owned_flag_pattern() -> str:
     A dot stands for either, because the API server prices a rule by the length of its expression.
     """
     long = "|".join(flag.replace("-", ".") for flag in OWNED_FLAGS)
-    return f"^(--({long})|-({'|'.join(_SHORT)}))(=.*)?$"
+    return f"^(--({long})|-({'|'.join(_SHORT)}))([=.].*)?$"
 
 
-OWNED_ARGS_RULE = Rule(
-    f"self.all(arg, !arg.matches('{owned_flag_pattern()}'))",
-    "args may not set "
-    + ", ".join(f"--{flag}" for flag in OWNED_FLAGS)
-    + ": Penstock writes them; remove the argument and use the field that says it (model.name, model.source,"
-    " pools[].parallelism, pools[].role, port and shutdownTimeout of the EngineClass)",
-)
+def _sentence() -> str:
+    with_field = "; ".join(f"--{flag} is {field}" for flag, field in OWNED_FLAGS.items() if field)
+    without = ", ".join(f"--{flag}" for flag, field in OWNED_FLAGS.items() if not field)
+    return (
+        f"args may not hold a flag that Penstock writes; remove it and use the field that says it: {with_field};"
+        f" {without} cannot be changed, because the router and the probes rely on them"
+    )
+
+
+OWNED_ARGS_RULE = Rule(f"self.all(arg, !arg.matches('{owned_flag_pattern()}'))", _sentence())
 
 EngineArg = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 EngineArgs = Annotated[

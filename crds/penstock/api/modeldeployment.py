@@ -315,7 +315,8 @@ class AutoscalingSpec(ApiModel):
     )
 
     mode: AutoscalingMode = AutoscalingMode.ADVISE
-    """`Off`: nothing is computed. `Advise`: plans are shown in status. `Auto`: the autoscaler writes replicas.
+    """`"Off"` (quoted, or YAML reads a boolean): nothing is computed. `Advise`: plans are shown in status.
+    `Auto`: the autoscaler writes replicas.
     A HorizontalPodAutoscaler or KEDA needs `Off` or `Advise`."""
     budget: Budget | None = None
     """Limits over all pools."""
@@ -396,8 +397,15 @@ class ModelDeploymentSpec(ApiModel):
                 " or lower replicas.min",
             ),
             Rule(
-                "!has(self.model.source) || !has(self.model.source.secretRef) || !has(self.engine) || !has(self.engine.env)"
-                " || self.engine.env.all(e, e.name != 'HF_TOKEN')",
+                "!has(self.pools) || self.pools.all(p, p.role == 'PrefillDecode') || !has(self.engine)"
+                " || !has(self.engine.args) || !self.engine.args.exists(arg, arg.startsWith('--kv-transfer-config')"
+                " || arg.startsWith('--kv_transfer_config'))",
+                "engine.args sets --kv-transfer-config, but the transfer between Prefill and Decode pools is Penstock's"
+                " to set up; remove the argument",
+            ),
+            Rule(
+                "!has(self.model.source) || !has(self.model.source.secretRef) || !has(self.engine)"
+                " || !has(self.engine.env) || self.engine.env.all(e, e.name != 'HF_TOKEN')",
                 "engine.env sets HF_TOKEN, which model.source.secretRef sets already; remove one of the two",
             ),
         )
