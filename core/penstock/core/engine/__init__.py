@@ -1,0 +1,38 @@
+"""Continuous batching, paged KV cache and prefix cache of one engine, as a state machine without a clock.
+
+`Engine` is the whole of it; the other names are what goes into it and what comes out.
+"""
+
+from penstock.core.engine.active import BlockHash
+from penstock.core.engine.blocks import BlockPool
+from penstock.core.engine.config import EngineConfig, SchedulingPolicy
+from penstock.core.engine.engine import Engine
+from penstock.core.engine.events import BlockEvent, BlockRemoved, BlockStored, CacheCleared
+from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Timing, Token
+from penstock.core.engine.stats import EngineStats, PromptSources
+from penstock.core.engine.step import Admission, Outputs, Step, Transfer, Work
+
+__all__ = [
+    "Admission",
+    "BlockEvent",
+    "BlockHash",
+    "BlockPool",
+    "BlockRemoved",
+    "BlockStored",
+    "CacheCleared",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "FinishReason",
+    "Finished",
+    "Held",
+    "Outputs",
+    "PromptSources",
+    "SchedulingPolicy",
+    "Sequence",
+    "Step",
+    "Timing",
+    "Token",
+    "Transfer",
+    "Work",
+]

@@ -1,0 +1,86 @@
+"""What an engine remembers of a sequence while it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Timing
+
+__all__ = ["Active", "BlockHash", "Phase"]
+
+BlockHash = Callable[[str, int], int | None]
+"""(sequence id, block index) -> hash of a block that holds output tokens, None when it is not to be cached."""
+
+
+class Phase(Enum):
+    """Where a sequence is; exactly one of the engine's collections holds it."""
+
+    WAITING = auto()
+    TRANSFERRING = auto()
+    READY = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class Active:
+    """Mutable state of one sequence. Invariants: `computed < total` except inside `Engine.complete`, the blocks hold
+    at least `computed` tokens, and the first `hashed` blocks were offered to the prefix cache."""
+
+    __slots__ = (
+        "blocks", "cached_tokens", "capacity", "computed", "end_at", "first_token", "generated", "hashed", "hashes",
+        "id", "last_token", "next_full", "phase", "preemptions", "rank", "remote_tokens", "scheduled", "sequence",
+        "started", "total", "wants_remote",
+    )  # fmt: skip
+
+    def __init__(self, sequence: Sequence, rank: tuple[float, int], now: float, limit: int) -> None:
+        self.id = sequence.id
+        self.sequence = sequence
+        self.rank = rank
+        self.phase = Phase.WAITING
+        self.total = sequence.prompt_tokens  # Tokens known: prompt and output so far.
+        self.computed = 0  # Tokens whose KV is in the blocks.
+        self.generated = 0
+        room = limit - sequence.prompt_tokens
+        self.end_at = min(sequence.max_tokens, sequence.stop_after or room, room)  # Output tokens at the end.
+        self.blocks: list[int] = []
+        self.capacity = 0  # Tokens that the blocks can hold.
+        self.hashes = list(sequence.block_hashes)
+        self.hashed = 0
+        self.next_full = 0  # Tokens at which the next block to offer to the cache is full.
+        self.cached_tokens = 0
+        self.remote_tokens = 0
+        self.wants_remote = 0
+        self.preemptions = 0
+        self.started = sequence.arrival if sequence.arrival is not None else now
+        self.scheduled: float | None = None
+        self.first_token: float | None = None
+        self.last_token = self.started
+
+    def __lt__(self, other: Active) -> bool:
+        return self.rank < other.rank
+
+    def use(self, blocks: list[int], block_size: int) -> None:
+        """Add blocks at the end."""
+        self.blocks += blocks
+        self.capacity = len(self.blocks) * block_size
+
+    def start_over(self) -> list[int]:
+        """Forget all KV, keep the output: the blocks to give back."""
+        blocks, self.blocks = self.blocks, []
+        self.computed = self.capacity = self.hashed = self.next_full = 0
+        return blocks
+
+    def reason(self) -> FinishReason | None:
+        """Why it is at its end; None while it is not."""
+        if self.generated < self.end_at:
+            return None
+        return FinishReason.STOP if self.generated == self.sequence.stop_after else FinishReason.LENGTH
+
+    def finished(self, reason: FinishReason, now: float, held: Held | None = None) -> Finished:
+        """The record of its end."""
+        timing = Timing(self.started, self.scheduled, self.first_token, now)
+        return Finished(
+            self.id, reason, self.sequence.prompt_tokens, self.generated, self.cached_tokens, self.remote_tokens,
+            self.preemptions, timing, held,
+        )  # fmt: skip

@@ -1,0 +1,122 @@
+"""The paged KV cache: reference-counted blocks, a hash table over them, least recently used ones overwritten first.
+
+Every block is either in use (references above 0) or free; free blocks keep their hash, and so can be found again, until
+they are taken. The order of the free list is the order of eviction: blocks without a hash first, then least recently
+given back, and of one sequence the tail before the head, because a head without its tail is still worth something.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+__all__ = ["BlockPool"]
+
+
+class BlockPool:
+    """A fixed number of blocks, named 0 to size - 1. Not safe for several threads."""
+
+    __slots__ = ("_copies", "_free", "_hash_of", "_references", "_removed", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._references = [0] * size  # Sequences that use the block; 0 exactly for the blocks in `_free`.
+        self._hash_of: list[int | None] = [None] * size
+        self._copies: dict[int, list[int]] = {}  # Hash -> blocks that hold it, oldest first; never an empty list.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(size))
+        self._removed: list[int] = []
+
+    @property
+    def free(self) -> int:
+        """Blocks nobody uses, cached ones included."""
+        return len(self._free)
+
+    @property
+    def cached(self) -> int:
+        """Distinct hashes that can be found."""
+        return len(self._copies)
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks in use, 0 to 1; cached but unused ones do not count."""
+        return 1.0 - len(self._free) / self.size
+
+    def match(self, hashes: Sequence[int], limit: int) -> list[int]:
+        """Blocks that hold the longest cached prefix of `hashes`, at most `limit`. Takes nothing."""
+        found: list[int] = []
+        for block_hash in hashes[:limit]:
+            copies = self._copies.get(block_hash)
+            if copies is None:
+                break
+            found.append(copies[0])
+        return found
+
+    def can_take(self, count: int, shared: Sequence[int]) -> bool:
+        """Whether `count` new blocks would be left after `shared` (from `match`) are put to use."""
+        idle = sum(not self._references[block] for block in shared)
+        return len(self._free) - idle >= count
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Use blocks that `match` found."""
+        for block in blocks:
+            if not self._references[block]:
+                del self._free[block]
+            self._references[block] += 1
+
+    def take(self, count: int) -> list[int]:
+        """Use `count` blocks for new content, forgetting what they held. Raises ValueError when fewer are free."""
+        if count > len(self._free):
+            raise ValueError(f"{count} blocks wanted, {len(self._free)} of {self.size} are free")
+        return [self._overwrite() for _ in range(count)]
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """One user of each of these blocks (of one sequence, in its order) is done with it."""
+        references = self._references
+        for block in reversed(blocks):
+            if references[block] < 1:
+                raise ValueError(f"block {block} given back twice")
+            references[block] -= 1
+            if not references[block]:
+                self._free[block] = None
+                if self._hash_of[block] is None:
+                    self._free.move_to_end(block, last=False)
+
+    def remember(self, block: int, block_hash: int) -> None:
+        """Make a block that is in use findable by its content's hash."""
+        if not self._references[block] or self._hash_of[block] is not None:
+            raise ValueError(f"block {block} is free or already known by a hash")
+        self._hash_of[block] = block_hash
+        self._copies.setdefault(block_hash, []).append(block)
+
+    def forget_all(self) -> bool:
+        """Drop every hash; False, and nothing is done, while any block is in use."""
+        if len(self._free) < self.size:
+            return False
+        self._copies.clear()
+        self._hash_of = [None] * self.size
+        return True
+
+    def drain_removed(self) -> list[int]:
+        """Hashes that `take` overwrote since the last call, once per copy."""
+        removed, self._removed = self._removed, []
+        return removed
+
+    def references(self) -> tuple[int, ...]:
+        """Users of each block, for checks of conservation."""
+        return tuple(self._references)
+
+    def _overwrite(self) -> int:
+        block, _ = self._free.popitem(last=False)
+        self._references[block] = 1
+        block_hash = self._hash_of[block]
+        if block_hash is not None:
+            self._forget(block, block_hash)
+        return block
+
+    def _forget(self, block: int, block_hash: int) -> None:
+        self._hash_of[block] = None
+        copies = self._copies[block_hash]
+        copies.remove(block)
+        if not copies:
+            del self._copies[block_hash]
+        self._removed.append(block_hash)

@@ -1,0 +1,253 @@
+"""Continuous batching as a state machine without a clock: one brain for the simulated engine and the twin.
+
+    step = engine.schedule(now)         # which sequences compute which tokens, and how long that takes
+    ...                                 # step.duration_ms go by, on a wall clock or a virtual one
+    outputs = engine.complete(step, now)
+
+Each step first gives running sequences their next tokens (one for a decode, the next chunk for a prompt), then admits
+waiting ones while token budget, sequence slots and blocks last. A running sequence that finds no block preempts the
+youngest one, which starts over later (its cached blocks may still be there). Semantics are vLLM's: only whole blocks hit
+the prefix cache, at least one token is always computed, blocks become findable when they are scheduled.
+
+For split prefill and decode, a sequence with a lease leaves its KV behind for another engine, and
+`admit_with_remote_kv` reserves blocks for KV that comes from one.
+"""
+
+from __future__ import annotations
+
+from penstock.core.engine.active import Active, BlockHash, Phase
+from penstock.core.engine.batch import Batch
+from penstock.core.engine.config import EngineConfig, SchedulingPolicy
+from penstock.core.engine.events import BlockEvent, CacheCleared
+from penstock.core.engine.leases import Leases
+from penstock.core.engine.scheduler import Scheduler
+from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Token
+from penstock.core.engine.stats import Counters, EngineStats
+from penstock.core.engine.step import Outputs, Step, Transfer
+from penstock.core.models.latency import LatencyProfile
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """One engine. Times are seconds of the caller's clock and never go back; not safe for several threads.
+
+    `block_hash` names blocks that hold output tokens, so that a later turn of a conversation hits them; it is called
+    when such a block is full, and its tokens are then all known to whoever read the outputs. Without it only prompts
+    are cached.
+    """
+
+    def __init__(self, config: EngineConfig, profile: LatencyProfile, block_hash: BlockHash | None = None) -> None:
+        self.config = config
+        self.profile = profile
+        self._counters = Counters()
+        self._scheduler = Scheduler(config, self._counters, block_hash)
+        self._pool = self._scheduler.pool
+        self._living: dict[str, Active] = {}  # Every sequence that has not ended.
+        self._leases = Leases()
+        self._tickets = 0
+        self._flight: Step | None = None
+        self._flying: list[Active] = []  # The sequences of the step in flight, in the order of its work.
+
+    # What goes in
+
+    def add(self, sequence: Sequence, now: float) -> None:
+        """Queue a sequence. Raises ValueError for an id in use or a prompt that leaves no room for an output token."""
+        self._scheduler.waiting.push(self._accept(sequence, now))
+
+    def admit_with_remote_kv(self, sequence: Sequence, remote_tokens: int, now: float) -> None:
+        """Queue a sequence whose first `remote_tokens` prompt tokens another engine has computed.
+
+        When its turn comes and blocks for its whole prompt are free, `take_transfers` names it. Raises ValueError as
+        `add` does, and for more remote tokens than the prompt has.
+        """
+        if not 1 <= remote_tokens <= sequence.prompt_tokens:
+            raise ValueError(
+                f"sequence {sequence.id}: {remote_tokens} remote tokens for a prompt of {sequence.prompt_tokens}; "
+                "the prefill leg must have had the same prompt"
+            )
+        active = self._accept(sequence, now)
+        active.wants_remote = remote_tokens
+        self._scheduler.waiting.push(active)
+
+    def take_transfers(self) -> tuple[Transfer, ...]:
+        """Transfers that `schedule` asked for since the last call."""
+        transfers = tuple(self._scheduler.transfers)
+        self._scheduler.transfers.clear()
+        return transfers
+
+    def remote_kv_arrived(self, sequence_id: str) -> bool:
+        """The KV of a transfer is here. False when the sequence was aborted meanwhile."""
+        active = self._scheduler.transfer_done(sequence_id)
+        if active is None:
+            return False
+        active.remote_tokens = active.wants_remote - active.computed
+        self._counters.external_hits += active.remote_tokens
+        self._scheduler.cache_blocks(active, active.wants_remote)
+        # One token is always computed: it gives the first output.
+        active.computed = min(active.wants_remote, active.total - 1)
+        return True
+
+    def remote_kv_failed(self, sequence_id: str) -> bool:
+        """The KV of a transfer will not come: the prompt is computed here. False when the sequence was aborted."""
+        active = self._scheduler.transfer_done(sequence_id)
+        if active is None:
+            return False
+        self._counters.transfers_failed += 1
+        return True
+
+    def abort(self, sequence_id: str, now: float) -> Finished | None:
+        """End a sequence wherever it is; None when it has ended already. A lease on its KV is `release`d, not aborted."""
+        active = self._living.get(sequence_id)
+        if active is None:
+            return None
+        self._scheduler.remove(active)
+        return self._end(active, FinishReason.ABORT, now)
+
+    def release(self, sequence_id: str) -> bool:
+        """The other engine has the KV of a leased sequence. False when the lease is over or never was."""
+        blocks = self._leases.release(sequence_id)
+        self._pool.give_back(blocks or ())
+        return blocks is not None
+
+    def expire(self, now: float) -> tuple[str, ...]:
+        """Free the KV whose lease has ended by `now` (`schedule` does it too): the ids."""
+        expired = self._leases.expire(now)
+        for _, blocks in expired:
+            self._pool.give_back(blocks)
+        self._counters.leases_expired += len(expired)
+        return tuple(name for name, _ in expired)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached block; False, and nothing is done, while any is in use."""
+        if not self._pool.forget_all():
+            return False
+        self._scheduler.note(CacheCleared())
+        return True
+
+    # One iteration
+
+    def schedule(self, now: float) -> Step | None:
+        """The next step, or None when nothing can run now (see `next_wakeup`). Raises RuntimeError while one is out."""
+        if self._flight is not None:
+            raise RuntimeError(f"step {self._flight.number} is still running; complete it before scheduling the next")
+        self.expire(now)
+        batch = Batch(self.config.max_num_batched_tokens)
+        self._scheduler.fill(batch, now)
+        if not batch.work:
+            return None
+        self._flight, self._flying = batch.step(self._counters.steps, self.profile), batch.members
+        return self._flight
+
+    def complete(self, step: Step, now: float) -> Outputs:
+        """The outcome of the step in flight; sequences aborted since it began give nothing. Raises RuntimeError for
+        any other step."""
+        if step is not self._flight:
+            raise RuntimeError(f"step {step.number} is not the one that is running")
+        self._counters.steps += 1
+        self._counters.step_tokens += step.tokens
+        tokens: list[Token] = []
+        finished: list[Finished] = []
+        for active, work in zip(self._flying, step.work, strict=True):
+            if active.phase is not Phase.RUNNING:
+                continue
+            active.computed += work.tokens
+            if active.computed == active.total:
+                tokens.append(self._emit(active, now))
+                reason = active.reason()
+                if reason is not None:
+                    finished.append(self._end(active, reason, now))
+        if finished:
+            self._scheduler.running = [active for active in self._scheduler.running if active.phase is Phase.RUNNING]
+        self._flight, self._flying = None, []
+        return Outputs(tuple(tokens), tuple(finished), self.take_events())
+
+    # What can be seen
+
+    def take_events(self) -> tuple[BlockEvent, ...]:
+        """Cache events since the last call; `complete` hands them out too."""
+        return self._scheduler.take_events()
+
+    def next_wakeup(self) -> float | None:
+        """When `schedule` may have something to run though no step, arrival or transfer comes: the next lease's end."""
+        return self._leases.next_end()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing running, waiting, in transfer or leased: what a drain waits for."""
+        return not self._living and not len(self._leases)
+
+    def held(self) -> tuple[Held, ...]:
+        """Every lease, in the order it ends."""
+        return self._leases.all()
+
+    def stats(self) -> EngineStats:
+        """Every figure of vLLM's metrics that is not a histogram."""
+        counters, queues = self._counters, self._scheduler
+        transferring = len(queues.transferring)
+        capacity = len(queues.waiting) + len(queues.ready)
+        return EngineStats(
+            running=len(queues.running),
+            waiting=capacity + transferring,
+            waiting_capacity=capacity,
+            waiting_deferred=transferring,
+            held=len(self._leases),
+            kv_usage=self._pool.usage,
+            prefix_queries=counters.prefix_queries,
+            prefix_hits=counters.prefix_hits,
+            external_queries=counters.external_queries,
+            external_hits=counters.external_hits,
+            preemptions=counters.preemptions,
+            prompt_tokens=counters.prompt_tokens,
+            prompt_tokens_by_source=counters.sources(),
+            generation_tokens=counters.generation_tokens,
+            steps=counters.steps,
+            step_tokens=counters.step_tokens,
+            finished=dict(counters.finished),
+            leases_expired=counters.leases_expired,
+            transfers_failed=counters.transfers_failed,
+        )
+
+    # A sequence's life
+
+    def _accept(self, sequence: Sequence, now: float) -> Active:
+        if sequence.id in self._living or sequence.id in self._leases:
+            raise ValueError(f"sequence {sequence.id} is already here; give each sequence its own id")
+        if sequence.prompt_tokens >= self.config.max_model_len:
+            raise ValueError(
+                f"sequence {sequence.id}: prompt of {sequence.prompt_tokens} tokens leaves no room for output within "
+                f"max_model_len {self.config.max_model_len}; shorten the prompt"
+            )
+        self._tickets += 1
+        by_priority = self.config.policy is SchedulingPolicy.PRIORITY
+        rank = (sequence.priority if by_priority else 0, self._tickets)
+        active = Active(sequence, rank, now, self.config.max_model_len)
+        self._living[sequence.id] = active
+        return active
+
+    def _emit(self, active: Active, now: float) -> Token:
+        """The token that follows all computed ones."""
+        token = Token(active.id, active.generated, now - active.last_token)
+        active.last_token = now
+        if not active.generated:
+            active.first_token = now
+            self._counters.prompt_tokens += active.sequence.prompt_tokens
+            self._counters.cached_tokens += active.cached_tokens
+            self._counters.external_tokens += active.remote_tokens
+        active.generated += 1
+        active.total += 1
+        self._counters.generation_tokens += 1
+        return token
+
+    def _end(self, active: Active, reason: FinishReason, now: float) -> Finished:
+        del self._living[active.id]
+        active.phase = Phase.ENDED
+        lease = active.sequence.lease_seconds
+        held = None
+        if lease is not None and reason is not FinishReason.ABORT:
+            held = Held(active.id, active.computed, now + lease)
+            self._leases.hold(held, active.blocks)
+        else:
+            self._pool.give_back(active.blocks)
+        self._counters.finished[reason] = self._counters.finished.get(reason, 0) + 1
+        return active.finished(reason, now, held)
