@@ -1,0 +1,88 @@
+"""The router process: assembles fleet, gateway, discovery, health and metrics, and ends them in order."""
+
+import asyncio
+import gc
+import logging
+import signal
+
+from penstock.core.fleet import Fleet
+from penstock.router.decisions import find_policy
+from penstock.router.shell.admin import AdminServers
+from penstock.router.shell.discovery.static import install, parse_workers
+from penstock.router.shell.gateway import Gateway, unix_now
+from penstock.router.shell.metrics import Collector
+from penstock.router.shell.models import ModelTable
+from penstock.router.shell.settings import Settings
+
+log = logging.getLogger("penstock.router")
+
+
+class Router:
+    """One router process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Assemble; nothing listens yet."""
+        self.settings = settings
+        self.fleet = Fleet(max_in_flight=settings.max_in_flight)
+        self.models = ModelTable()
+        self.gateway = Gateway(settings, self.fleet, self.models)
+        self._not_ready = "starting"
+        collector = Collector(self.gateway.counters, self.fleet, self.gateway.gauges)
+        self._admin = AdminServers(settings.host, self.why_not_ready, collector)
+
+    def why_not_ready(self) -> str:
+        """Reason why no traffic should come here, empty when it should."""
+        return self._not_ready
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`, then leave as gently as the settings allow."""
+        settings = self.settings
+        self._admin.start(settings.health_port, settings.metrics_port)
+        try:
+            await self._discover()
+            port = await self.gateway.start()
+            _calm_the_collector()
+            self._not_ready = ""
+            log.info("serving", extra={"port": port, "models": self.models.names(), "workers": len(self.fleet)})
+            await stop.wait()
+            await self._leave()
+        finally:
+            await self.gateway.close()
+            await self._admin.stop()
+
+    async def _discover(self) -> None:
+        workers = parse_workers(self.settings.workers)
+        install(workers, self.fleet, self.models, find_policy(self.settings.policy), unix_now())
+
+    async def _leave(self) -> None:
+        """Unready first, so that others stop sending; then refuse; then wait for what runs."""
+        self._not_ready = "draining"
+        log.info("draining", extra={"requests": len(self.gateway.exchanges)})
+        await asyncio.sleep(self.settings.drain_lag)
+        if await self.gateway.drain(self.settings.drain_grace):
+            log.info("drained")
+        else:
+            log.warning("grace ended with requests running", extra={"requests": len(self.gateway.exchanges)})
+
+
+def _calm_the_collector() -> None:
+    """What exists now lives for ever, and requests free themselves by reference counts: collect seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def serve(settings: Settings) -> None:
+    """Run a router until SIGTERM or SIGINT; a second signal ends it at once."""
+    stop = asyncio.Event()
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+
+    def ask() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask)
+    await Router(settings).run(stop)
