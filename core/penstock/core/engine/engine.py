@@ -6,8 +6,8 @@
 
 Each step first gives running sequences their next tokens (one for a decode, the next chunk for a prompt), then admits
 waiting ones while token budget, sequence slots and blocks last. A running sequence that finds no block preempts the
-youngest one, which starts over later (its cached blocks may still be there). Semantics are vLLM's: only whole blocks hit
-the prefix cache, at least one token is always computed, blocks become findable when they are scheduled.
+youngest one, which starts over later (its cached blocks may still be there). Semantics are vLLM's: only whole blocks
+hit the prefix cache, at least one token is always computed, blocks become findable when they are scheduled.
 
 For split prefill and decode, a sequence with a lease leaves its KV behind for another engine, and
 `admit_with_remote_kv` reserves blocks for KV that comes from one.
@@ -86,6 +86,7 @@ class Engine:
         self._scheduler.cache_blocks(active, active.wants_remote)
         # One token is always computed: it gives the first output.
         active.computed = min(active.wants_remote, active.total - 1)
+        active.wants_remote = 0
         return True
 
     def remote_kv_failed(self, sequence_id: str) -> bool:
@@ -93,11 +94,12 @@ class Engine:
         active = self._scheduler.transfer_done(sequence_id)
         if active is None:
             return False
+        active.wants_remote = 0
         self._counters.transfers_failed += 1
         return True
 
     def abort(self, sequence_id: str, now: float) -> Finished | None:
-        """End a sequence wherever it is; None when it has ended already. A lease on its KV is `release`d, not aborted."""
+        """End a sequence wherever it is; None when it has ended already (a lease on its KV is `release`d)."""
         active = self._living.get(sequence_id)
         if active is None:
             return None

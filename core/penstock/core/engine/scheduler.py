@@ -1,4 +1,4 @@
-"""Who computes what in the next step: running sequences first, then waiting ones, while tokens, slots and blocks last."""
+"""Who computes what in the next step: running sequences, then waiting ones, while tokens, slots and blocks last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Scheduler"]
 
 
 class Scheduler:
-    """Queues and blocks of one engine. A sequence is in `waiting`, `transferring`, `ready` or `running`: in one only."""
+    """Queues and blocks of one engine. A living sequence is in one of `waiting`, `transferring`, `ready`, `running`."""
 
     def __init__(self, config: EngineConfig, counters: Counters, block_hash: BlockHash | None) -> None:
         self.config = config

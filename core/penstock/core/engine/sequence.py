@@ -52,7 +52,7 @@ class Token(NamedTuple):
     """One output token of a sequence."""
 
     id: str
-    index: int
+    number: int
     """0 for the first output token."""
     interval: float
     """Seconds since the sequence's previous token; for the first since its arrival."""
