@@ -138,7 +138,7 @@ class AcceleratorClassSpec(ApiModel):
     @property
     def memory_bytes(self) -> int:
         """Memory of one accelerator in bytes."""
-        return int(parse_quantity(self.memory))
+        return round(parse_quantity(self.memory))
 
     @property
     def memory_bandwidth_bytes(self) -> float:
