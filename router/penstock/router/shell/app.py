@@ -4,10 +4,12 @@ import asyncio
 import gc
 import logging
 import signal
+from collections.abc import Coroutine
 
 from penstock.core.fleet import Fleet
 from penstock.router.decisions import find_policy
 from penstock.router.shell.admin import AdminServers
+from penstock.router.shell.discovery.cluster import ClusterDiscovery, connect
 from penstock.router.shell.discovery.static import install, parse_workers
 from penstock.router.shell.gateway import Gateway, unix_now
 from penstock.router.shell.metrics import Collector
@@ -27,6 +29,7 @@ class Router:
         self.models = ModelTable()
         self.gateway = Gateway(settings, self.fleet, self.models)
         self._not_ready = "starting"
+        self._discovery: ClusterDiscovery | None = None
         collector = Collector(self.gateway.counters, self.fleet, self.gateway.gauges)
         self._admin = AdminServers(settings.host, self.why_not_ready, collector)
 
@@ -39,7 +42,8 @@ class Router:
         settings = self.settings
         self._admin.start(settings.health_port, settings.metrics_port)
         try:
-            await self._discover()
+            if not await _unless(stop, self._discover()):
+                return
             port = await self.gateway.start()
             _calm_the_collector()
             self._not_ready = ""
@@ -48,11 +52,20 @@ class Router:
             await self._leave()
         finally:
             await self.gateway.close()
+            if self._discovery is not None:
+                await self._discovery.stop()
             await self._admin.stop()
 
     async def _discover(self) -> None:
-        workers = parse_workers(self.settings.workers)
-        install(workers, self.fleet, self.models, find_policy(self.settings.policy), unix_now())
+        """Learn of workers, from the command line or else from Kubernetes."""
+        policy = find_policy(self.settings.policy)
+        if self.settings.workers:
+            install(parse_workers(self.settings.workers), self.fleet, self.models, policy, unix_now())
+            return
+        self._not_ready = "waiting for the first list of pods"
+        namespaces = [n.strip() for n in self.settings.watch_namespaces.split(",") if n.strip()]
+        self._discovery = ClusterDiscovery(await connect(), self.gateway, namespaces, policy)
+        await self._discovery.start()
 
     async def _leave(self) -> None:
         """Unready first, so that others stop sending; then refuse; then wait for what runs."""
@@ -70,6 +83,18 @@ def _calm_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Finish `work` and say True, or give it up when told to stop first."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        return False
+    working.result()
+    return True
 
 
 async def serve(settings: Settings) -> None:
