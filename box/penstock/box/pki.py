@@ -96,7 +96,7 @@ class Authority:
         addresses: Sequence[str] = (),
         usage: Iterable[x509.ObjectIdentifier] = (CLIENT,),
     ) -> KeyPair:
-        """A leaf certificate: user `common_name`, groups `organizations`; DNS `names` and IP `addresses` when it serves."""
+        """A leaf certificate: user `common_name`, groups `organizations`; `names` and `addresses` if serving."""
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = self.pair.certificate
         builder = (
@@ -113,6 +113,14 @@ class Authority:
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         return KeyPair(builder.sign(self.pair.key, hashes.SHA256()), key)
+
+
+def load_pair(certificate_pem: bytes, key_pem: bytes) -> KeyPair:
+    """A key pair from what `KeyPair` wrote; raises ValueError for other kinds of keys."""
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("the private key is not an elliptic curve key, so not one of ours")
+    return KeyPair(x509.load_pem_x509_certificate(certificate_pem), key)
 
 
 def _name(common_name: str, organizations: Sequence[str]) -> x509.Name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import ssl
 import tempfile
@@ -9,8 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from penstock.box.errors import BoxError
-from penstock.box.pki import KeyPair
+from penstock.box.pki import KeyPair, load_pair
 
 _POLL_SECONDS = 0.1
 
@@ -24,6 +26,14 @@ def client_context(ca_pem: bytes, identity: KeyPair) -> ssl.SSLContext:
         file.flush()
         context.load_cert_chain(file.name)
     return context
+
+
+def kubeconfig_identity(path: Path) -> tuple[bytes, KeyPair]:
+    """(authority PEM, identity) of one of our own kubeconfigs."""
+    document = yaml.safe_load(path.read_text())
+    cluster, user = document["clusters"][0]["cluster"], document["users"][0]["user"]
+    identity = load_pair(base64.b64decode(user["client-certificate-data"]), base64.b64decode(user["client-key-data"]))
+    return base64.b64decode(cluster["certificate-authority-data"]), identity
 
 
 def api_answers(host: str, port: int, context: ssl.SSLContext, path: str = "/readyz") -> bool:

@@ -1,0 +1,32 @@
+"""The command `penstock`, also `kubectl-penstock`: every verb in one place, each verb in its own module."""
+
+from __future__ import annotations
+
+import typer
+from penstock.cli import box as box_verbs
+from penstock.cli.replay import replay
+
+app = typer.Typer(
+    name="penstock",
+    help="A Kubernetes-native control plane for LLM inference: a cluster on this machine, and tools for any cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command()(box_verbs.up)
+app.command()(box_verbs.down)
+app.command()(box_verbs.status)
+app.command()(box_verbs.logs)
+app.command()(box_verbs.kubeconfig)
+app.command()(box_verbs.binaries)
+app.command()(replay)
+
+
+def main() -> None:
+    """Entry point of the installed commands."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
