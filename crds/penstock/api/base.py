@@ -300,6 +300,6 @@ def short_name_rule(kind: str, limit: int = 40) -> Rule:
     """Names of ours become parts of labels and of other names, so they are short DNS labels."""
     return Rule(
         f"self.metadata.name.size() <= {limit} && self.metadata.name.matches({cel_string(DNS_LABEL_PATTERN)})",
-        f"metadata.name of a {kind} must be a DNS label of at most {limit} characters (lower case letters, digits"
+        f"metadata.name of this {kind} must be a DNS label of at most {limit} characters (lower case letters, digits"
         " and '-', no dots), because it becomes part of labels and of other names; choose a shorter name",
     )
