@@ -37,6 +37,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
+    logprobs: int | bool | None = None
     seed: int | None = None
     priority: int = 0
     cache_salt: str | None = None
@@ -251,8 +252,15 @@ class ChunkWriter:
         choice = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % index
         return b"".join((self._head, choice, b"]", self._usage, b"}\n\n"))
 
-    def text(self, index: int, text: str, reason: str | None = None, stop: int | str | None = None) -> bytes:
-        """A chunk of text, the last one of its choice with the reason why it ended."""
+    def text(
+        self,
+        index: int,
+        text: str,
+        reason: str | None = None,
+        stop: int | str | None = None,
+        usage: Usage | None = None,
+    ) -> bytes:
+        """A chunk of text, the last one of its choice with the reason why it ended; `usage`: counts so far."""
         piece = b'"delta":{"content":%b}' if self.chat else b'"text":%b'
         choice = b'{"index":%d,%b,"logprobs":null,"finish_reason":%b,"stop_reason":%b}' % (
             index,
@@ -260,7 +268,8 @@ class ChunkWriter:
             _encode(reason),
             _encode(stop),
         )
-        return b"".join((self._head, choice, b"]", self._usage, b"}\n\n"))
+        counts = self._usage if usage is None else b',"usage":' + _encode(usage)
+        return b"".join((self._head, choice, b"]", counts, b"}\n\n"))
 
     def usage(self, usage: Usage) -> bytes:
         """The chunk before the end that carries the token counts and no choice."""

@@ -160,7 +160,7 @@ def _models(seen: Series) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found["model_name"] for found in labels if "model_name" in found))
 
 
-def _shape(seen: Series) -> dict[str, int | None]:
+def _shape(seen: Series) -> dict[str, Any]:
     """Block size, blocks and tokens of the KV cache, summed over ranks, from the labels of cache_config_info."""
     configs = [parse_labels(text.decode(errors="replace")) for text, _ in seen.get(_CONFIG, ())]
 

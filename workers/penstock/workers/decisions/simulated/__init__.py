@@ -1,0 +1,1 @@
+"""The simulated model and its front door, as pure functions: words, output, requests, faults."""

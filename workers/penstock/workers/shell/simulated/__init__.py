@@ -1,0 +1,1 @@
+"""The simulated engine as a process: sockets, clock and signals around `core.engine`."""

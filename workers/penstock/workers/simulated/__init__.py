@@ -1,0 +1,1 @@
+"""`python -m penstock.workers.simulated`: a vLLM-compatible engine that needs no accelerator."""
