@@ -223,11 +223,11 @@ class NetworkPolicy(Values):
     """NetworkPolicy peers that may read metrics; empty: everybody in the cluster."""
 
 
-class ServiceMonitor(Values):
+class PodMonitor(Values):
     """Prometheus Operator."""
 
     enabled: bool = False
-    """Whether PodMonitors for our roles are made; needs the Prometheus Operator's CRDs."""
+    """Whether PodMonitors for our roles and for the workers are made; needs the Prometheus Operator's CRDs."""
     interval: Duration = "15s"
     """Time between two scrapes."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -256,5 +256,5 @@ class ChartValues(Values):
     """CustomResourceDefinitions."""
     network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy)
     """Who may reach our pods."""
-    service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
+    pod_monitor: PodMonitor = Field(default_factory=PodMonitor)
     """Prometheus Operator."""
