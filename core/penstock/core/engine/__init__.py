@@ -8,6 +8,7 @@ from penstock.core.engine.blocks import BlockPool
 from penstock.core.engine.config import EngineConfig, SchedulingPolicy
 from penstock.core.engine.engine import Engine
 from penstock.core.engine.events import BlockEvent, BlockRemoved, BlockStored, CacheCleared
+from penstock.core.engine.invariants import violations
 from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Timing, Token
 from penstock.core.engine.stats import EngineStats, PromptSources
 from penstock.core.engine.step import Admission, Outputs, Step, Transfer, Work
@@ -35,4 +36,5 @@ __all__ = [
     "Token",
     "Transfer",
     "Work",
+    "violations",
 ]

@@ -41,10 +41,10 @@ class Engine:
         self.config = config
         self.profile = profile
         self._counters = Counters()
-        self._scheduler = Scheduler(config, self._counters, block_hash)
-        self._pool = self._scheduler.pool
+        self.scheduler = Scheduler(config, self._counters, block_hash)
+        self._pool = self.scheduler.pool
         self._living: dict[str, Active] = {}  # Every sequence that has not ended.
-        self._leases = Leases()
+        self.leases = Leases()
         self._tickets = 0
         self._flight: Step | None = None
         self._flying: list[Active] = []  # The sequences of the step in flight, in the order of its work.
@@ -53,7 +53,7 @@ class Engine:
 
     def add(self, sequence: Sequence, now: float) -> None:
         """Queue a sequence. Raises ValueError for an id in use or a prompt that leaves no room for an output token."""
-        self._scheduler.waiting.push(self._accept(sequence, now))
+        self.scheduler.waiting.push(self._accept(sequence, now))
 
     def admit_with_remote_kv(self, sequence: Sequence, remote_tokens: int, now: float) -> None:
         """Queue a sequence whose first `remote_tokens` prompt tokens another engine has computed.
@@ -68,22 +68,22 @@ class Engine:
             )
         active = self._accept(sequence, now)
         active.wants_remote = remote_tokens
-        self._scheduler.waiting.push(active)
+        self.scheduler.waiting.push(active)
 
     def take_transfers(self) -> tuple[Transfer, ...]:
         """Transfers that `schedule` asked for since the last call."""
-        transfers = tuple(self._scheduler.transfers)
-        self._scheduler.transfers.clear()
+        transfers = tuple(self.scheduler.transfers)
+        self.scheduler.transfers.clear()
         return transfers
 
     def remote_kv_arrived(self, sequence_id: str) -> bool:
         """The KV of a transfer is here. False when the sequence was aborted meanwhile."""
-        active = self._scheduler.transfer_done(sequence_id)
+        active = self.scheduler.transfer_done(sequence_id)
         if active is None:
             return False
         active.remote_tokens = active.wants_remote - active.computed
         self._counters.external_hits += active.remote_tokens
-        self._scheduler.cache_blocks(active, active.wants_remote)
+        self.scheduler.cache_blocks(active, active.wants_remote)
         # One token is always computed: it gives the first output.
         active.computed = min(active.wants_remote, active.total - 1)
         active.wants_remote = 0
@@ -91,7 +91,7 @@ class Engine:
 
     def remote_kv_failed(self, sequence_id: str) -> bool:
         """The KV of a transfer will not come: the prompt is computed here. False when the sequence was aborted."""
-        active = self._scheduler.transfer_done(sequence_id)
+        active = self.scheduler.transfer_done(sequence_id)
         if active is None:
             return False
         active.wants_remote = 0
@@ -103,18 +103,18 @@ class Engine:
         active = self._living.get(sequence_id)
         if active is None:
             return None
-        self._scheduler.remove(active)
+        self.scheduler.remove(active)
         return self._end(active, FinishReason.ABORT, now)
 
     def release(self, sequence_id: str) -> bool:
         """The other engine has the KV of a leased sequence. False when the lease is over or never was."""
-        blocks = self._leases.release(sequence_id)
+        blocks = self.leases.release(sequence_id)
         self._pool.give_back(blocks or ())
         return blocks is not None
 
     def expire(self, now: float) -> tuple[str, ...]:
         """Free the KV whose lease has ended by `now` (`schedule` does it too): the ids."""
-        expired = self._leases.expire(now)
+        expired = self.leases.expire(now)
         for _, blocks in expired:
             self._pool.give_back(blocks)
         self._counters.leases_expired += len(expired)
@@ -124,7 +124,7 @@ class Engine:
         """Forget every cached block; False, and nothing is done, while any is in use."""
         if not self._pool.forget_all():
             return False
-        self._scheduler.note(CacheCleared())
+        self.scheduler.note(CacheCleared())
         return True
 
     # One iteration
@@ -135,7 +135,7 @@ class Engine:
             raise RuntimeError(f"step {self._flight.number} is still running; complete it before scheduling the next")
         self.expire(now)
         batch = Batch(self.config.max_num_batched_tokens)
-        self._scheduler.fill(batch, now)
+        self.scheduler.fill(batch, now)
         if not batch.work:
             return None
         self._flight, self._flying = batch.step(self._counters.steps, self.profile), batch.members
@@ -160,7 +160,7 @@ class Engine:
                 if reason is not None:
                     finished.append(self._end(active, reason, now))
         if finished:
-            self._scheduler.running = [active for active in self._scheduler.running if active.phase is Phase.RUNNING]
+            self.scheduler.running = [active for active in self.scheduler.running if active.phase is Phase.RUNNING]
         self._flight, self._flying = None, []
         return Outputs(tuple(tokens), tuple(finished), self.take_events())
 
@@ -168,24 +168,28 @@ class Engine:
 
     def take_events(self) -> tuple[BlockEvent, ...]:
         """Cache events since the last call; `complete` hands them out too."""
-        return self._scheduler.take_events()
+        return self.scheduler.take_events()
 
     def next_wakeup(self) -> float | None:
         """When `schedule` may have something to run though no step, arrival or transfer comes: the next lease's end."""
-        return self._leases.next_end()
+        return self.leases.next_end()
 
     @property
     def idle(self) -> bool:
         """Nothing running, waiting, in transfer or leased: what a drain waits for."""
-        return not self._living and not len(self._leases)
+        return not self._living and not len(self.leases)
 
     def held(self) -> tuple[Held, ...]:
         """Every lease, in the order it ends."""
-        return self._leases.all()
+        return self.leases.all()
+
+    def living(self) -> tuple[Active, ...]:
+        """Every sequence that has not ended, for `invariants`; read only."""
+        return tuple(self._living.values())
 
     def stats(self) -> EngineStats:
         """Every figure of vLLM's metrics that is not a histogram."""
-        counters, queues = self._counters, self._scheduler
+        counters, queues = self._counters, self.scheduler
         transferring = len(queues.transferring)
         capacity = len(queues.waiting) + len(queues.ready)
         return EngineStats(
@@ -193,7 +197,7 @@ class Engine:
             waiting=capacity + transferring,
             waiting_capacity=capacity,
             waiting_deferred=transferring,
-            held=len(self._leases),
+            held=len(self.leases),
             kv_usage=self._pool.usage,
             prefix_queries=counters.prefix_queries,
             prefix_hits=counters.prefix_hits,
@@ -213,7 +217,7 @@ class Engine:
     # A sequence's life
 
     def _accept(self, sequence: Sequence, now: float) -> Active:
-        if sequence.id in self._living or sequence.id in self._leases:
+        if sequence.id in self._living or sequence.id in self.leases:
             raise ValueError(f"sequence {sequence.id} is already here; give each sequence its own id")
         if sequence.prompt_tokens >= self.config.max_model_len:
             raise ValueError(
@@ -248,7 +252,7 @@ class Engine:
         held = None
         if lease is not None and reason is not FinishReason.ABORT:
             held = Held(active.id, active.computed, now + lease)
-            self._leases.hold(held, active.blocks)
+            self.leases.hold(held, active.blocks)
         else:
             self._pool.give_back(active.blocks)
         self._counters.finished[reason] = self._counters.finished.get(reason, 0) + 1

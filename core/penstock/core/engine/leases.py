@@ -40,6 +40,10 @@ class Leases:
         over = [held.id for held in self.all() if held.until <= now]
         return [(name, self.release(name) or []) for name in over]
 
+    def blocks(self) -> tuple[list[int], ...]:
+        """The blocks of each lease."""
+        return tuple(self._blocks.values())
+
     def next_end(self) -> float | None:
         """When the next lease ends; None without one."""
         return min((held.until for held in self._held.values()), default=None)

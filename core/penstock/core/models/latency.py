@@ -151,7 +151,7 @@ class LatencyProfile:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a command line or a PerformanceProfile."""
         fields: dict[str, Any] = {"prefill": list(self.prefill), "decode": list(self.decode)}
-        if self.experts[0]:
+        if self.experts != (0.0, 0.0):
             fields["experts"] = list(self.experts)
         return fields | {"source": self.source.value, "provenance": self.provenance}
 

@@ -1,0 +1,66 @@
+"""What must hold of an engine between any two calls: for tests of whatever drives one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from penstock.core.engine.active import Active, Phase
+from penstock.core.engine.engine import Engine
+
+__all__ = ["violations"]
+
+
+def violations(engine: Engine) -> list[str]:
+    """One sentence per broken invariant; empty for a sound engine. Costs time in proportion to its blocks."""
+    return [*_block_violations(engine), *_queue_violations(engine), *_sequence_violations(engine)]
+
+
+def _block_violations(engine: Engine) -> Iterator[str]:
+    pool, users = engine.scheduler.pool, Counter[int]()
+    for active in engine.living():
+        users.update(active.blocks)
+    for blocks in engine.leases.blocks():
+        users.update(blocks)
+    references = pool.references()
+    for block, count in enumerate(references):
+        if count != users[block]:
+            yield f"block {block} has {count} references and {users[block]} users"
+    idle = sum(not count for count in references)
+    if idle != pool.free:
+        yield f"{idle} blocks have no user, {pool.free} are on the free list"
+
+
+def _queue_violations(engine: Engine) -> Iterator[str]:
+    queues = engine.scheduler
+    by_phase = Counter(active.phase for active in engine.living())
+    for phase, queue in (
+        (Phase.WAITING, queues.waiting),
+        (Phase.TRANSFERRING, queues.transferring),
+        (Phase.READY, queues.ready),
+        (Phase.RUNNING, queues.running),
+    ):
+        if by_phase[phase] != len(queue):
+            yield f"{by_phase[phase]} sequences are {phase.name}, {len(queue)} are in that queue"
+    if len(queues.running) > engine.config.max_num_seqs:
+        yield f"{len(queues.running)} sequences run, more than max_num_seqs {engine.config.max_num_seqs}"
+
+
+def _sequence_violations(engine: Engine) -> Iterator[str]:
+    for active in engine.living():
+        yield from _one(active, engine.config.block_size)
+
+
+def _one(active: Active, block_size: int) -> Iterator[str]:
+    if active.total != active.sequence.prompt_tokens + active.generated:
+        yield f"{active.id} knows {active.total} tokens, not its prompt and {active.generated} more"
+    if not 0 <= active.computed < active.total:
+        yield f"{active.id} has {active.computed} of {active.total} tokens computed: one must always be left"
+    if active.capacity != len(active.blocks) * block_size or active.computed > active.capacity:
+        yield f"{active.id} has {active.computed} tokens in {len(active.blocks)} blocks"
+    if len(set(active.blocks)) != len(active.blocks):
+        yield f"{active.id} uses a block twice"
+    if active.hashed > len(active.blocks):
+        yield f"{active.id} cached {active.hashed} of {len(active.blocks)} blocks"
+    if active.phase is Phase.WAITING and active.blocks:
+        yield f"{active.id} waits and holds {len(active.blocks)} blocks"
