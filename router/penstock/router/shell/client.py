@@ -141,7 +141,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._mark(Fault(400, "This gateway speaks HTTP/1.1 only; send no Upgrade header.", "upgrade", close=True))
+            pass  # refused when its head was complete; what follows would be another protocol
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError as bad:
@@ -229,7 +229,7 @@ class ClientConnection(asyncio.Protocol):
         inbound.http_1_0 = self._parser.get_http_version() == "1.0"
         inbound.keep_alive = self._parser.should_keep_alive() and not inbound.http_1_0
         self._gateway.name_request(inbound)
-        inbound.fault = self._gateway.check_head(inbound)
+        inbound.fault = _UPGRADE if self._parser.should_upgrade() else self._gateway.check_head(inbound)
         if inbound.fault is not None and inbound.length > _IGNORED_BODY:
             inbound.fault = _closing(inbound.fault)
         if inbound.expect and inbound.fault is None:
@@ -471,6 +471,9 @@ class ClientConnection(asyncio.Protocol):
         self._lingering += size
         if self._lingering > _LINGER_BYTES and self._transport is not None:
             self._transport.abort()
+
+
+_UPGRADE = Fault(400, "This gateway speaks HTTP/1.1 only; send no Upgrade header.", "upgrade", close=True)
 
 
 def _closing(fault: Fault) -> Fault:

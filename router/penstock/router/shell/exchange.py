@@ -200,6 +200,7 @@ class Exchange:
         """Decide whether this response is the one the client gets, and if so write its head."""
         self._tell(Answered(self._gateway.loop.time(), connection.status))
         if not self.passing or connection is not self._connection:
+            self._gateway.counters.retries[(self._model.name, Failure.UNAVAILABLE)] += 1
             return False
         self._code = connection.status
         self._pass_head(connection)
