@@ -1,1 +1,1 @@
-"""The shell floor of the operator room."""
+"""Thin: watch (kopf), queue, elect a leader, carry out writes. Nothing here decides what a deployment needs."""

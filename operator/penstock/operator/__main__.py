@@ -1,0 +1,7 @@
+"""`python -m penstock.operator`."""
+
+import sys
+
+from penstock.operator.shell.main import main
+
+sys.exit(main())
