@@ -39,9 +39,8 @@ class Operator:
         self._metrics = metrics = Metrics()
         self._queue = queue = WorkQueue(clock=loop.time, random=dice)
         self._store = store = Store(self._touch)
-        self._leader = Leader(
-            kube, namespace=settings.namespace, identity=settings.identity, random=dice, won=self._won
-        )
+        who = settings.identity
+        self._leader = Leader(kube, namespace=settings.namespace, identity=who, random=dice, won=self._won)
         names = settings.watch_namespaces
         self._sweeper = Sweeper(kube=kube, store=store, queue=queue, metrics=metrics, namespaces=names, random=dice)
         self._feed = Feed(self._saw, namespaces=names, restarted=self._restarted, random=dice)

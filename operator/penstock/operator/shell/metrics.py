@@ -25,7 +25,7 @@ class Metrics:
             "penstock_operator_writes_total",
             "Writes to the API server",
             ["kind", "verb", "code"],
-            registry=self.registry,,
+            registry=self.registry,
         )
         self.errors = Counter("penstock_operator_errors_total", "Failed reconciles", ["reason"], registry=self.registry)
         self.events_dropped = Counter(
