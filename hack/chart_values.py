@@ -6,10 +6,9 @@ row of the reference page, so that the three cannot disagree. Unknown keys are r
 
 from typing import Annotated, Any, Literal
 
+from penstock.api.quantities import DECIMAL_PATTERN, DURATION_PATTERN
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
-
-from penstock.api.quantities import DECIMAL_PATTERN, DURATION_PATTERN
 
 Duration = Annotated[str, StringConstraints(pattern=DURATION_PATTERN)]
 Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN)]

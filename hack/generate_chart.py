@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from penstock.api import AcceleratorClassSpec
-from penstock.core.models.hardware import Accelerator, known_accelerators
-
 from chart_values import ChartValues, Values
 from generated import ROOT, run, to_yaml
+from penstock.api import AcceleratorClassSpec
+from penstock.core.models.hardware import Accelerator, known_accelerators
 
 CHART = ROOT / "charts" / "penstock"
 HEADER = "# Generated from hack/chart_values.py by `make generate`; do not edit.\n"
@@ -99,9 +98,7 @@ def values_schema() -> dict[str, Any]:
 def _untitled(node: Any) -> Any:
     """The schema without the titles pydantic makes from names: they say nothing new."""
     if isinstance(node, dict):
-        return {
-            key: _untitled(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))
-        }
+        return {key: _untitled(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))}
     return [_untitled(item) for item in node] if isinstance(node, list) else node
 
 

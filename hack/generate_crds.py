@@ -7,10 +7,9 @@ With `--check` nothing is written; stale files are named and the exit status is 
 import sys
 from pathlib import Path
 
+from generated import ROOT, run, to_yaml
 from penstock.api import KINDS
 from penstock.api.crd import custom_resource_definition
-
-from generated import ROOT, run, to_yaml
 
 FOLDERS = (ROOT / "crds", ROOT / "charts" / "penstock" / "crds")
 HEADER = "# Generated from crds/penstock/api by `make generate`; do not edit.\n"
