@@ -100,7 +100,7 @@ class _Half(asyncio.Protocol):
         if error is None:
             transport.close()
         else:
-            transport.abort()
+            reset(transport)
 
 
 class Inbound(_Half):
