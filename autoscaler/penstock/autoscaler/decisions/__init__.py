@@ -1,1 +1,7 @@
-"""The decisions floor of the autoscaler room."""
+"""From what workers said to signals: pure functions of samples and a time that is an argument."""
+
+from penstock.autoscaler.decisions.aggregate import LoadSignals, Rules, aggregate
+from penstock.autoscaler.decisions.counters import increase
+from penstock.autoscaler.decisions.observations import TimedSample, WorkerHistory
+
+__all__ = ["LoadSignals", "Rules", "TimedSample", "WorkerHistory", "aggregate", "increase"]
