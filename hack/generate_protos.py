@@ -1,4 +1,4 @@
-"""Generate the Python of every .proto file of the repository, beside the file it is made from.
+"""Generate the Python (and its types) of every .proto file of the repository, beside the file it is made from.
 
 Run by `make generate`; `--check` writes nothing and fails when a committed file is stale.
 """
@@ -20,10 +20,11 @@ FOLDERS = (Path("box/penstock/box/node/wire"),)
 def generate(folder: Path, out: Path) -> list[Path]:
     """Compile the .proto files of `folder` into `out`; return what was written."""
     sources = sorted(folder.glob("*.proto"))
-    arguments = ["protoc", f"-I{folder}", f"--python_out={out}", *(str(source) for source in sources)]
+    names = [str(source) for source in sources]
+    arguments = ["protoc", f"-I{folder}", f"--python_out={out}", f"--pyi_out={out}", *names]
     if protoc.main(arguments) != 0:
         raise SystemExit(f"protoc failed on {folder}")
-    return [out / f"{source.stem}_pb2.py" for source in sources]
+    return [out / f"{source.stem}_pb2{suffix}" for source in sources for suffix in (".py", ".pyi")]
 
 
 def is_stale(folder: Path) -> list[Path]:

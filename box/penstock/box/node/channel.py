@@ -27,7 +27,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class RootPlan:
-    """What a container's file tree is made of. Paths of `dirs`, `links`, `files` and `binds` are absolute in the container."""
+    """What a container's file tree is made of. All paths but `scratch` are absolute inside the container."""
 
     scratch: str
     """A folder on the host over which the root is built; each container mounts its own there, unseen by others."""

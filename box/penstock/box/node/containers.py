@@ -49,7 +49,9 @@ class Containers:
                 record.pidfd = os.pidfd_open(pid)
 
         try:
-            streams = await self._launch(request, tty, record.config.stdin, launched, lambda code: self._ended(record, code))
+            streams = await self._launch(
+                request, tty, record.config.stdin, launched, lambda code: self._ended(record, code)
+            )
             self._record_start(record, streams)
         except (CannotStart, TimeoutError) as error:
             record.message = str(error) or "the container's process did not start in time"
@@ -154,7 +156,7 @@ class Containers:
     async def join(
         self, record: ContainerRecord, argv: list[str], fds: tuple[int, ...], *, tty: bool
     ) -> tuple[int, asyncio.Future[int]]:
-        """Run a command in the container on the caller's streams (tty: its console socket); returns (pid, exit code)."""
+        """Run a command in the container on the caller's streams, or console socket: (pid, exit code to come)."""
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         error, error_end = pipe_to_read()
         try:

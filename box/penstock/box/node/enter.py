@@ -65,11 +65,11 @@ def _server(spec: NodeSpec, channel: socket.socket) -> int:
 
 
 def make_private_folder(folder: Path, stash: Path) -> None:
-    """Put an empty writable folder over `folder` in which everything it held appears again, as far as it is readable."""
+    """Put a writable folder over `folder` in which everything it held appears again."""
     stash.mkdir(exist_ok=True)
     linux.bind(str(folder), str(stash))
-    held = sorted(os.listdir(stash))
-    links = {name: os.readlink(stash / name) for name in held if (stash / name).is_symlink()}
+    held = sorted(path.name for path in stash.iterdir())
+    links = {name: (stash / name).readlink() for name in held if (stash / name).is_symlink()}
     linux.mount("tmpfs", str(folder), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     for name in held:
         if name in links:
@@ -87,7 +87,7 @@ def _guarded(run_: object) -> None:
     try:
         assert callable(run_)
         code = run_()
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         traceback.print_exception(error)
     finally:
         sys.stderr.flush()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from penstock.box.node import rpc
 from penstock.box.node.wire import deviceplugin_pb2 as api
 
@@ -79,7 +78,9 @@ async def _register(resource: str, endpoint: str, kubelet: Path) -> bool:
     request = api.RegisterRequest(version="v1beta1", endpoint=endpoint, resource_name=resource)
     async with grpc.aio.insecure_channel(f"unix://{kubelet}") as channel:
         call = channel.unary_unary(
-            _REGISTER, request_serializer=api.RegisterRequest.SerializeToString, response_deserializer=api.Empty.FromString
+            _REGISTER,
+            request_serializer=api.RegisterRequest.SerializeToString,
+            response_deserializer=api.Empty.FromString,
         )
         try:
             await call(request, timeout=5.0)

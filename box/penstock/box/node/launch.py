@@ -1,3 +1,5 @@
+# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH110, PTH115, PTH116, PTH120, PTH211, S606
+# (Between fork and exec we call the kernel by its own names.)
 """What a forked child does to become a container's process: builds its root, changes user, executes.
 
 The order matters. The file tree is built with the powers of the box's root; only then does a container that runs
@@ -196,7 +198,7 @@ def _become(
     if os.geteuid() == 0:
         linux.accept_chown()
     try:
-        os.execvpe(argv[0], argv, env)
+        os.execvpe(argv[0], list(argv), env)
     except (FileNotFoundError, NotADirectoryError):
         reason = "no such file or directory" if "/" in argv[0] else "executable file not found in $PATH"
         raise OSError(f'exec: "{argv[0]}": {reason}') from None

@@ -16,17 +16,70 @@ from penstock.box.node.images import TOOLS_FOLDER, BoxImage
 CAPABILITIES = {
     name: number
     for number, name in enumerate(
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN "
-        "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
-        "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE".split()
+        [
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "DAC_READ_SEARCH",
+            "FOWNER",
+            "FSETID",
+            "KILL",
+            "SETGID",
+            "SETUID",
+            "SETPCAP",
+            "LINUX_IMMUTABLE",
+            "NET_BIND_SERVICE",
+            "NET_BROADCAST",
+            "NET_ADMIN",
+            "NET_RAW",
+            "IPC_LOCK",
+            "IPC_OWNER",
+            "SYS_MODULE",
+            "SYS_RAWIO",
+            "SYS_CHROOT",
+            "SYS_PTRACE",
+            "SYS_PACCT",
+            "SYS_ADMIN",
+            "SYS_BOOT",
+            "SYS_NICE",
+            "SYS_RESOURCE",
+            "SYS_TIME",
+            "SYS_TTY_CONFIG",
+            "MKNOD",
+            "LEASE",
+            "AUDIT_WRITE",
+            "AUDIT_CONTROL",
+            "SETFCAP",
+            "MAC_OVERRIDE",
+            "MAC_ADMIN",
+            "SYSLOG",
+            "WAKE_ALARM",
+            "BLOCK_SUSPEND",
+            "AUDIT_READ",
+            "PERFMON",
+            "BPF",
+            "CHECKPOINT_RESTORE",
+        ]
     )
 }
 # What the common runtimes leave a container's root.
 _DEFAULT_CAPABILITIES = frozenset(
     CAPABILITIES[name]
-    for name in "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
-    "SYS_CHROOT KILL AUDIT_WRITE".split()
+    for name in [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FSETID",
+        "FOWNER",
+        "MKNOD",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+        "SETFCAP",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "SYS_CHROOT",
+        "KILL",
+        "AUDIT_WRITE",
+    ]
 )
 
 
@@ -60,7 +113,9 @@ def process(config: Any, image: BoxImage, hostname: str) -> Process:
     """
     argv = (*(config.command or image.command), *config.args)
     if not argv:
-        raise ValueError(f"container {config.metadata.name} has no command and image {image.repository} has none either")
+        raise ValueError(
+            f"container {config.metadata.name} has no command and image {image.repository} has none either"
+        )
     env = {**dict(image.env), "HOSTNAME": hostname, **{pair.key: pair.value for pair in config.envs}}
     security = config.linux.security_context
     uid = _user(security, image, config.metadata.name)
@@ -74,7 +129,7 @@ def _user(security: Any, image: BoxImage, container: str) -> int:
         return int(security.run_as_user.value)
     if security.run_as_username:
         raise ValueError(
-            f"container {container} runs as user {security.run_as_username!r}: the box has no user names, give runAsUser"
+            f"container {container} runs as user {security.run_as_username!r}: the box knows no names, give runAsUser"
         )
     return image.user
 
@@ -106,7 +161,7 @@ def root(
     files = [(f"/etc/{name}", text, 0o644) for name, text in {**accounts, **etc}.items()]
     files += [(f"{TOOLS_FOLDER}/{name}", text, 0o755) for name, text in host.tools]
     return RootPlan(
-        scratch=host.scratch, dirs=_DIRS, links=(*host.links, ("/var/run", "../run"), ("/etc/mtab", "../proc/self/mounts")),
+        scratch=host.scratch, dirs=_DIRS, links=(*host.links, *_LINKS),
         files=tuple(files), binds=host.folders, volumes=tuple(volumes), readonly=readonly,
     )  # fmt: skip
 
@@ -115,6 +170,8 @@ _DIRS = (
     ("/etc", 0o755), ("/proc", 0o555), ("/sys", 0o555), ("/dev", 0o755), ("/tmp", 0o1777), ("/run", 0o755),  # noqa: S108
     ("/var/tmp", 0o1777), ("/var/log", 0o755), ("/root", 0o700), ("/home", 0o755), ("/mnt", 0o755),  # noqa: S108
 )  # fmt: skip
+# Relative, for they are made while the root still hangs below the host's.
+_LINKS = (("/var/run", "../run"), ("/etc/mtab", "../proc/self/mounts"))
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 

@@ -104,8 +104,8 @@ def refuse_host_ports(config: Any) -> None:
     for port in config.port_mappings:
         if port.host_port and config.linux.security_context.namespace_options.network != cri.NamespaceMode.NODE:
             raise ValueError(
-                f"pod {config.metadata.namespace}/{config.metadata.name} asks for hostPort {port.host_port}: the box has "
-                "no host ports; use a Service, or hostNetwork: true"
+                f"pod {config.metadata.namespace}/{config.metadata.name} asks for hostPort {port.host_port}: "
+                "the box has no host ports; use a Service, or hostNetwork: true"
             )
 
 

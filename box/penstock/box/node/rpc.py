@@ -1,4 +1,4 @@
-"""gRPC services from their descriptors: each method of the protocol is served by the method of that name in snake case."""
+"""gRPC services from their descriptors: a method of the protocol is served by the method of its name in snake case."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from penstock.box.node import images, plan, stats
 from penstock.box.node.containers import Containers
 from penstock.box.node.images import BoxImage
@@ -29,7 +28,7 @@ _KILL_AFTER_STOP = 0.0
 
 @dataclass(slots=True)
 class RuntimeService:
-    """CRI RuntimeService of one node. Methods are named after the protocol's and raise what `rpc` turns into statuses."""
+    """CRI RuntimeService of one node: methods named after the protocol's, raising what `rpc` turns into statuses."""
 
     shelf: Shelf
     pods: Pods
@@ -277,7 +276,9 @@ class RuntimeService:
     def _running(self, wanted: str) -> ContainerRecord:
         record = self._container(wanted)
         if not record.running:
-            raise RpcError(grpc.StatusCode.FAILED_PRECONDITION, f"container {record.config.metadata.name} is not running")
+            raise RpcError(
+                grpc.StatusCode.FAILED_PRECONDITION, f"container {record.config.metadata.name} is not running"
+            )
         return record
 
 
@@ -298,8 +299,8 @@ def _sandbox_state(sandbox: Sandbox) -> Any:
 def _sandbox_fields(sandbox: Sandbox) -> dict[str, Any]:
     config = sandbox.config
     return {
-        "id": sandbox.id, "metadata": config.metadata, "state": _sandbox_state(sandbox), "created_at": sandbox.created_at,
-        "labels": config.labels, "annotations": config.annotations,
+        "id": sandbox.id, "metadata": config.metadata, "state": _sandbox_state(sandbox),
+        "created_at": sandbox.created_at, "labels": config.labels, "annotations": config.annotations,
     }  # fmt: skip
 
 
@@ -312,8 +313,9 @@ def _container_state(record: ContainerRecord) -> Any:
 def _container_fields(record: ContainerRecord) -> dict[str, Any]:
     config = record.config
     return {
-        "id": record.id, "metadata": config.metadata, "state": _container_state(record), "created_at": record.created_at,
-        "image": config.image, "image_ref": record.image.id, "image_id": record.image.id, "labels": config.labels,
+        "id": record.id, "metadata": config.metadata, "state": _container_state(record),
+        "created_at": record.created_at, "image": config.image, "image_ref": record.image.id, "image_id": record.image.id,
+        "labels": config.labels,
         "annotations": config.annotations,
     }  # fmt: skip
 

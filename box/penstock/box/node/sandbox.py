@@ -10,10 +10,9 @@ import os
 import signal
 import socket
 
-from pyroute2 import IPRoute
-
 from penstock.box.node import linux
 from penstock.box.node.channel import OpenSandbox, PodNetwork
+from pyroute2 import IPRoute
 
 # What the common runtimes grant every pod: a server without privileges may listen on port 80.
 _DEFAULT_SYSCTLS = (("net.ipv4.ip_unprivileged_port_start", "0"),)

@@ -11,7 +11,6 @@ import socket
 from pathlib import Path
 
 import grpc
-
 from penstock.box.node import gpus, images, kubelet, rootfs, rpc
 from penstock.box.node.addresses import AddressPool
 from penstock.box.node.containers import Containers
@@ -57,13 +56,9 @@ async def _serve(spec: NodeSpec, channel: socket.socket) -> None:
     log.info("node %s: runtime listens at %s, starting the kubelet", spec.name, kubelet.CRI_SOCKET)
     async with asyncio.TaskGroup() as group:
         group.create_task(Streams(shelf, containers).serve(_STREAMS))
-        group.create_task(
-            kubelet.keep_running(spawner, "cri-streaming", streaming, spec.log_dir / "cri-streaming.log")
-        )
+        group.create_task(kubelet.keep_running(spawner, "cri-streaming", streaming, spec.log_dir / "cri-streaming.log"))
         argv = kubelet.arguments(spec, config)
-        group.create_task(
-            kubelet.keep_running(spawner, "kubelet", argv, spec.log_dir / "kubelet.log", fake_chown=True)
-        )
+        group.create_task(kubelet.keep_running(spawner, "kubelet", argv, spec.log_dir / "kubelet.log", fake_chown=True))
         if spec.gpus is not None:
             group.create_task(gpus.offer(spec.gpus.resource, spec.gpus.count, plugins))
         group.create_task(server.wait_for_termination())

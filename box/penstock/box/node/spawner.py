@@ -16,7 +16,17 @@ import socket
 from collections.abc import Callable
 
 from penstock.box.node import linux, sandbox
-from penstock.box.node.channel import Exec, Exited, OpenSandbox, Request, RunProgram, StartContainer, Started, receive, send
+from penstock.box.node.channel import (
+    Exec,
+    Exited,
+    OpenSandbox,
+    Request,
+    RunProgram,
+    StartContainer,
+    Started,
+    receive,
+    send,
+)
 from penstock.box.node.launch import enter_container, launch_container, run_program
 
 
@@ -78,7 +88,9 @@ def _fork_for(request: Request, fds: list[int], own_pids: int) -> int:
     match request:
         case StartContainer():
             shared = request.pid_namespace
-            return _fork(lambda: launch_container(request, fds), fds[-1], own_pids, pids=shared, new_pids=shared is None)
+            return _fork(
+                lambda: launch_container(request, fds), fds[-1], own_pids, pids=shared, new_pids=shared is None
+            )
         case Exec():
             pids = f"/proc/{request.target}/ns/pid"
             return _fork(lambda: enter_container(request, fds), fds[-1], own_pids, pids=pids)

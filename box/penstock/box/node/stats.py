@@ -51,7 +51,7 @@ def usage_by_mount_namespace(proc: Path = Path("/proc")) -> dict[int, Usage]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):  # ended while we looked
-            inode = os.stat(f"{entry.path}/ns/mnt").st_ino
+            inode = Path(entry.path, "ns/mnt").stat().st_ino
             usage = parse_stat(Path(entry.path, "stat").read_text())
             sums[inode] = sums.get(inode, Usage()) + usage
     return sums

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-
 from penstock.box.node import linux
 from penstock.box.node.channel import receive_fds
 from penstock.box.node.containers import Containers
@@ -65,7 +64,7 @@ class Streams:
     async def serve(self, path: Path) -> None:
         """Listen at `path` until cancelled."""
         loop = asyncio.get_running_loop()
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one call, before anything is served
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             listener.listen(64)
@@ -103,7 +102,9 @@ class Streams:
             os.close(fds.pop())
         return {"exitCode": await _until_gone(ended, connection, pid)}
 
-    async def _exec_on_terminal(self, record: ContainerRecord, cmd: list[str], connection: socket.socket) -> dict[str, Any]:
+    async def _exec_on_terminal(
+        self, record: ContainerRecord, cmd: list[str], connection: socket.socket
+    ) -> dict[str, Any]:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -129,7 +130,9 @@ class Streams:
                 pump.attached -= {stdout, stderr}
         return {"exitCode": record.exit_code if record.exited.is_set() else 0}
 
-    async def _port_forward(self, question: dict[str, Any], fds: list[int], connection: socket.socket) -> dict[str, Any]:
+    async def _port_forward(
+        self, question: dict[str, Any], fds: list[int], connection: socket.socket
+    ) -> dict[str, Any]:
         sandbox = self.shelf.sandboxes.get(question["sandbox"])
         if sandbox is None or not sandbox.ready:
             raise LookupError(f"pod sandbox {question['sandbox']} is gone")
@@ -191,8 +194,9 @@ async def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]
 async def _until_gone(ended: asyncio.Future[int], connection: socket.socket, pid: int) -> int:
     """The command's exit code; when the client goes first, the command is killed with all its kin."""
     client = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(connection, 1))
-    done, _pending = await asyncio.wait({ended, client}, return_when=asyncio.FIRST_COMPLETED)
-    if ended not in done:
+    waits: set[asyncio.Future[Any]] = {ended, client}
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if not ended.done():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
     client.cancel()
