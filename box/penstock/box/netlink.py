@@ -14,6 +14,7 @@ BRIDGE_PREFIX = 16
 HOST_ADDRESS = "10.89.0.1"
 """The box itself: the address at which pods reach the API server behind the `kubernetes` Service."""
 
+_BRIDGE_LINK_ADDRESS = "02:50:53:00:00:01"  # locally administered; the box's network has one bridge only
 _RTN_LOCAL = 2
 _RT_TABLE_LOCAL = 255
 _RT_SCOPE_HOST = 254
@@ -34,7 +35,9 @@ def make_network(node_addresses: Iterable[str]) -> None:
 
 
 def _make_bridge(netlink: Any) -> None:
-    netlink.link("add", ifname=BRIDGE, kind="bridge")
+    # A bridge without an address of its own takes the lowest of its ports', so it changes as pods come and go, and
+    # every pod that remembers the old one loses its gateway for seconds.
+    netlink.link("add", ifname=BRIDGE, kind="bridge", address=_BRIDGE_LINK_ADDRESS)
     bridge = netlink.link_lookup(ifname=BRIDGE)[0]
     netlink.addr("add", index=bridge, address=BRIDGE_ADDRESS, prefixlen=BRIDGE_PREFIX)
     netlink.link("set", index=bridge, state="up")

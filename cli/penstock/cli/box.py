@@ -177,7 +177,8 @@ def logs(
     console = Console()
     with _sentences(console):
         box = require_box(name)
-        files = {str(path.relative_to(box.paths.logs).with_suffix("")): path for path in box.paths.logs.rglob("*.log")}
+        paths = [*box.paths.logs.glob("*.log"), *box.paths.logs.glob("*/*.log")]
+        files = {str(path.relative_to(box.paths.logs).with_suffix("")): path for path in paths}
         if component is None:
             console.print("\n".join(sorted(files)), highlight=False, markup=False)
             return
