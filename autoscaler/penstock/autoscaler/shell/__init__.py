@@ -1,1 +1,1 @@
-"""The shell floor of the autoscaler room."""
+"""The I/O around the decisions: watches of the Kubernetes API, scrapes of workers, metrics and health ports."""

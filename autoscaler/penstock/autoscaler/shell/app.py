@@ -1,0 +1,146 @@
+"""The autoscaler's loop: follow the cluster, follow the workers, evaluate, export."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from kubernetes_asyncio.client import ApiClient
+from penstock.autoscaler.decisions import Rules, WorkerHistory, aggregate
+from penstock.autoscaler.shell.cluster import ClusterView
+from penstock.autoscaler.shell.export import DeploymentState, PoolState, SignalCollector, Snapshot, WorkerCounts
+from penstock.autoscaler.shell.objects import Pool, PoolKey, Worker
+from penstock.autoscaler.shell.scraper import Scraper
+from penstock.autoscaler.shell.servers import Servers
+from penstock.autoscaler.shell.settings import Settings
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
+
+log = logging.getLogger("penstock.autoscaler")
+
+_FRESH_SCRAPES = 3
+"""A sample is fresh for as long as this many scrapes take: one may be lost without a word."""
+_STUCK_FACTOR = 6
+
+
+class Autoscaler:
+    """Puts the parts together; `run` ends when it is cancelled."""
+
+    def __init__(self, settings: Settings, api: ApiClient) -> None:
+        self._settings = settings
+        self._rules = Rules(settings.signal_window_s, _FRESH_SCRAPES * settings.scrape_interval_s)
+        self._dirty = asyncio.Event()
+        self._view = ClusterView(api, settings.watch_namespaces, self._dirty.set)
+        self._scraper = Scraper(
+            interval_s=settings.scrape_interval_s,
+            timeout_s=settings.scrape_timeout_s,
+            window_s=settings.signal_window_s,
+            at_once=settings.max_scrapes,
+        )
+        self.collector = SignalCollector()
+        registry = CollectorRegistry()
+        for each in (self.collector, PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+            registry.register(each)
+        self.servers = Servers(registry, self._before_export, self._why_dead, self._why_unready)
+        self._evaluated_at = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Observe until cancelled."""
+        settings = self._settings
+        async with self._scraper, asyncio.TaskGroup() as group:
+            await self.servers.start(settings.host, settings.health_port, settings.metrics_port)
+            try:
+                group.create_task(self._view.run())
+                group.create_task(self._follow())
+                await self._evaluate_for_ever()
+            finally:
+                await self.servers.stop()
+
+    async def _follow(self) -> None:
+        """Hand the scraper every worker that has an address, as soon as the cluster changes."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            reachable = ((_name(w), w.metrics_url) for w in self._view.workers() if w.expected)
+            self._scraper.follow((name, url) for name, url in reachable if url)
+            # A burst of changes (a rollout, a first list) is taken together.
+            await asyncio.sleep(0.1)
+
+    async def _evaluate_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._evaluated_at = loop.time()
+            if self._view.listed:
+                self.collector.snapshot = evaluate(
+                    self._view.workers(), self._view.pools(), self._scraper, self._evaluated_at, self._rules
+                )
+            await asyncio.sleep(min(1.0, self._settings.scrape_interval_s))
+
+    def _before_export(self) -> None:
+        self.collector.now = asyncio.get_running_loop().time()
+        self.collector.scrapes = self._scraper.results
+
+    def _why_dead(self) -> str:
+        silent = asyncio.get_running_loop().time() - self._evaluated_at
+        limit = max(30.0, _STUCK_FACTOR * self._settings.scrape_interval_s)
+        return f"no evaluation for {silent:.0f} s" if silent > limit else ""
+
+    def _why_unready(self) -> str:
+        return self._why_dead() or ("" if self._view.listed else "the cluster has not been listed yet")
+
+
+def evaluate(workers: Sequence[Worker], pools: Iterable[Pool], scraper: Scraper, now: float, rules: Rules) -> Snapshot:
+    """The state of every pool and every deployment at `now`."""
+    desired = {pool.key: pool.desired for pool in pools}
+    members: dict[PoolKey, list[Worker]] = defaultdict(list, {key: [] for key in desired})
+    for worker in workers:
+        members[worker.pool].append(worker)
+    histories = {_name(w): scraper.history(_name(w)) for w in workers if w.expected}
+    pool_states = [
+        PoolState(key, aggregate(_of(members[key], histories), now, rules), _count(members[key]), desired.get(key))
+        for key in sorted(members)
+    ]
+    return Snapshot(now, tuple(pool_states), _deployments(members, histories, now, rules))
+
+
+def _deployments(
+    members: dict[PoolKey, list[Worker]], histories: dict[str, WorkerHistory], now: float, rules: Rules
+) -> tuple[DeploymentState, ...]:
+    groups: dict[tuple[str, str, str], list[Worker]] = defaultdict(list)
+    for key, group in members.items():
+        groups[key.namespace, key.deployment, key.model] += group
+    return tuple(
+        DeploymentState(*identity, aggregate(_of(group, histories), now, rules))
+        for identity, group in sorted(groups.items())
+    )
+
+
+def _of(workers: Iterable[Worker], histories: dict[str, WorkerHistory]) -> list[WorkerHistory]:
+    return [histories[_name(worker)] for worker in workers if worker.expected]
+
+
+def _count(workers: Sequence[Worker]) -> WorkerCounts:
+    living = [worker for worker in workers if not worker.terminating]
+    return WorkerCounts(
+        ready=sum(w.ready for w in living),
+        starting=sum(not w.started and not w.ready for w in living),
+        unready=sum(w.started and not w.ready for w in living),
+        terminating=len(workers) - len(living),
+    )
+
+
+def _name(worker: Worker) -> str:
+    return f"{worker.namespace}/{worker.name}"
+
+
+async def run_until(task: asyncio.Task[None], stop: asyncio.Event) -> None:
+    """Run `task` until it fails or `stop` is set; a failure is raised."""
+    stopped = asyncio.get_running_loop().create_task(stop.wait())
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return
+    task.result()
