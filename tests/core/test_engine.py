@@ -318,6 +318,34 @@ def test_under_priority_the_least_important_is_preempted() -> None:
     assert [end.id for end in finished] == ["important", "unimportant"]
 
 
+def test_a_step_that_preempts_admits_nobody() -> None:
+    engine = make(num_blocks=16)
+    for name in ("old", "young"):
+        engine.add(prompt(name, 16, out=20), 0.0)
+    engine.admit_with_remote_kv(prompt("leg", 16), 16, 0.0)
+    now = 0.0
+    for _ in range(9):
+        _, _, now = step(engine, now)
+    assert engine.stats().kv_usage == 1.0, "six blocks each and four for the leg"
+    engine.remote_kv_arrived("leg")
+    made, _, now = step(engine, now)
+    assert (made.preempted, [work.id for work in made.work]) == (("young",), ["old"])
+    assert [work.id for work in step(engine, now)[0].work] == ["old", "leg"]
+
+
+def test_the_blocks_of_the_last_one_preempted_go_to_the_next_in_line_at_once() -> None:
+    engine = make(num_blocks=16, policy=SchedulingPolicy.PRIORITY)
+    engine.add(prompt("leg", 24, out=1, lease_seconds=1e6), 0.0)
+    run(engine)
+    engine.add(prompt("unimportant", 38, out=9, priority=9), 1.0)
+    _, _, now = step(engine, 1.0)
+    engine.add(prompt("important", 30, out=1, priority=0), now)
+    while not engine.stats().preemptions:
+        made, _, now = step(engine, now)
+    assert made.preempted == ("unimportant",)
+    assert [work.id for work in made.work] == ["important"], "6 blocks are leased, so only one of the two fits"
+
+
 # Abort, errors
 
 

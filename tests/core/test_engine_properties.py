@@ -140,9 +140,20 @@ def play(config: EngineConfig, script, rename=lambda name: name) -> World:
     return world
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(configs, requests)
 def test_whatever_comes_everybody_ends_and_nothing_leaks(config, script) -> None:
+    everybody_ends_and_nothing_leaks(config, script)
+
+
+@pytest.mark.full
+@settings(max_examples=5000, deadline=None)
+@given(configs, requests)
+def test_nothing_leaks_in_many_runs(config, script) -> None:
+    everybody_ends_and_nothing_leaks(config, script)
+
+
+def everybody_ends_and_nothing_leaks(config, script) -> None:
     world = play(config, script)
     assert len(world.ended) == len(script)
     assert set(world.engine.scheduler.pool.references()) == {0}
@@ -157,7 +168,7 @@ def test_whatever_comes_everybody_ends_and_nothing_leaks(config, script) -> None
             assert world.ended[name] is FinishReason.LENGTH
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(configs, requests)
 def test_every_token_is_computed_once_unless_found_fetched_or_preempted(config, script) -> None:
     script = [(*request[:6], "plain") for request in script]
@@ -177,7 +188,7 @@ def test_every_token_is_computed_once_unless_found_fetched_or_preempted(config, 
             assert world.computed[name] >= min(least, 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(configs, requests)
 def test_hits_are_whole_blocks_below_the_prompt(config, script) -> None:
     world = play(config, script)
@@ -189,7 +200,7 @@ def test_hits_are_whole_blocks_below_the_prompt(config, script) -> None:
     assert stats.prefix_hits <= stats.prefix_queries
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(requests)
 def test_with_room_for_all_one_by_one_the_hits_are_the_longest_common_prefix(script) -> None:
     """Against the plainest model there is: a set of every hash seen before."""
@@ -210,7 +221,7 @@ def test_with_room_for_all_one_by_one_the_hits_are_the_longest_common_prefix(scr
     assert {name for name, count in world.findable.items() if count} == seen
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(configs, requests)
 def test_names_do_not_matter_and_runs_repeat(config, script) -> None:
     one, again = play(config, script), play(config, script)

@@ -32,9 +32,9 @@ class Scheduler:
         self._events: list[BlockEvent] = []
 
     def fill(self, batch: Batch, now: float) -> None:
-        """Give the batch its work. After a preemption nobody is admitted: the blocks are short."""
+        """Give the batch its work. After a preemption nobody is admitted, as blocks are short, unless nothing runs."""
         self._continue_running(batch)
-        if not batch.preempted:
+        if not batch.preempted or not batch.work:
             self._admit_ready(batch, now)
             self._admit_waiting(batch, now)
 
