@@ -55,9 +55,11 @@ def capacity(pools: Sequence[PoolHealth]) -> Verdict:
 def available(pools: Sequence[PoolHealth]) -> Verdict:
     """Whether enough workers are ready to serve."""
     of, wanted, ready = ConditionType.AVAILABLE, sum(p.wanted for p in pools), sum(p.ready for p in pools)
-    if pools and wanted == 0:
+    if not pools:
+        return Verdict(of, "Unknown", Reason.WORKERS_STARTING, "the worker pools are being made")
+    if wanted == 0:
         return Verdict(of, "False", Reason.SCALED_TO_ZERO, "no worker is wanted; scale a WorkerPool up to serve")
-    if pools and all(ready_of >= needed for ready_of, needed in _by_pool(pools)):
+    if all(ready_of >= needed for ready_of, needed in _by_pool(pools)):
         reason = Reason.WORKERS_READY if ready >= wanted else Reason.MINIMUM_READY
         return Verdict(of, "True", reason, f"{ready} of {wanted} workers are ready")
     starting = any(pool.live and not (pool.image or pool.crashing) for pool in pools)
