@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from penstock.workers.decisions.simulated.tokenizer import FIRST_WORD, VOCABULARY, word
 
 _SPAN = VOCABULARY - FIRST_WORD
-_MIX = 0x9E3779B1  # odd, so that multiplying permutes 32-bit values
+_MASK = (1 << 64) - 1
+# CRC is linear: drawing tokens from it directly runs into short cycles. The high half of a product is not linear.
+_MIX, _MIX_END = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 
 
 def seed_of(*parts: str | int | None) -> int:
@@ -31,13 +33,13 @@ class Output:
 
     def next(self) -> int:
         """The next token."""
-        token = FIRST_WORD + self._state % _SPAN
+        token = FIRST_WORD + ((self._state * _MIX & _MASK) >> 32) % _SPAN
         self._state = zlib.crc32(token.to_bytes(4, "little"), self._state)
         return token
 
     def ends(self, mean_tokens: float) -> bool:
         """Whether the model stops here: true for one in `mean_tokens` histories, decided by the history itself."""
-        return (self._state * _MIX & 0xFFFFFFFF) * mean_tokens < 1 << 32
+        return ((self._state * _MIX_END & _MASK) >> 32) * mean_tokens < 1 << 32
 
 
 def planned_length(

@@ -81,7 +81,7 @@ def plan_completion(request: CompletionRequest, shape: EngineShape) -> Generatio
     asked = request.max_tokens if request.max_tokens is not None else DEFAULT_COMPLETION_TOKENS
     choices, limit = _choices(request, prompts, asked, shape, adapter)
     total = sum(map(len, prompts))
-    return Generation(model, choices, request.n or 1, total, limit, adapter)
+    return Generation(model, choices, len(choices) // len(prompts), total, limit, adapter)
 
 
 def plan_chat(request: ChatRequest, shape: EngineShape) -> Generation:
@@ -97,7 +97,7 @@ def plan_chat(request: ChatRequest, shape: EngineShape) -> Generation:
     prompt = encode(text)
     asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     choices, limit = _choices(request, [prompt], asked, shape, adapter)
-    return Generation(model, choices, request.n or 1, len(prompt), limit, adapter)
+    return Generation(model, choices, len(choices), len(prompt), limit, adapter)
 
 
 def _resolve_model(model: str | None, shape: EngineShape) -> tuple[str, tuple[str, str] | None]:
@@ -146,7 +146,7 @@ def _choices(
     adapter: tuple[str, str] | None,
 ) -> tuple[tuple[Choice, ...], int]:
     """The request's choices in order, and the output limit that holds for the longest prompt."""
-    n = request.n or 1
+    n = 1 if request.n is None else request.n
     _check_sampling(request, asked, n * len(prompts))
     choices: list[Choice] = []
     limit = shape.max_model_len
@@ -161,7 +161,7 @@ def _choices(
 
 
 def _check_sampling(request: GenerationRequest, asked: int | None, sequences: int) -> None:
-    if (request.n or 1) < 1:
+    if request.n is not None and request.n < 1:
         raise RequestError(f"n must be at least 1, got {request.n}.", param="n")
     if sequences > MAX_CHOICES:
         raise RequestError(f"{sequences} sequences in one request; send at most {MAX_CHOICES}", param="n")
