@@ -218,12 +218,9 @@ class Fleet:
         requests, tokens = self._reserved_ever
         return tokens / requests if requests else 1.0
 
-    def sample(self, slot: int, running: float, waiting: float, kv_usage: float, at: float) -> None:
-        """Record what the worker itself reports: requests running and waiting, KV cache share in use.
-
-        Only the requests that are *not* ours are kept: ours are known better and sooner from reservations.
-        """
-        self.foreign_requests[slot] = max(0.0, running + waiting - float(self.in_flight[slot]))
+    def sample(self, slot: int, foreign_requests: float, kv_usage: float, at: float) -> None:
+        """Record what a worker reports: requests that are not ours, share of its KV cache in use, when."""
+        self.foreign_requests[slot] = max(0.0, foreign_requests)
         self.kv_usage[slot] = kv_usage
         self.sampled_at[slot] = at
 

@@ -14,6 +14,7 @@ from penstock.router.shell.discovery.static import install, parse_workers
 from penstock.router.shell.gateway import Gateway, unix_now
 from penstock.router.shell.metrics import Collector
 from penstock.router.shell.models import ModelTable
+from penstock.router.shell.scrape import LoadScraper
 from penstock.router.shell.settings import Settings
 
 log = logging.getLogger("penstock.router")
@@ -29,6 +30,7 @@ class Router:
         self.models = ModelTable()
         self.gateway = Gateway(settings, self.fleet, self.models)
         self._not_ready = "starting"
+        self._scraping: asyncio.Task[None] | None = None
         self._discovery: ClusterDiscovery | None = None
         collector = Collector(self.gateway.counters, self.fleet, self.gateway.gauges)
         self._admin = AdminServers(settings.host, self.why_not_ready, collector)
@@ -45,12 +47,17 @@ class Router:
             if not await _unless(stop, self._discover()):
                 return
             port = await self.gateway.start()
+            if settings.scrape_interval:
+                scraper = LoadScraper(self.fleet, settings.scrape_interval, self.gateway.loop.time)
+                self._scraping = asyncio.create_task(scraper.run())
             _calm_the_collector()
             self._not_ready = ""
             log.info("serving", extra={"port": port, "models": self.models.names(), "workers": len(self.fleet)})
             await stop.wait()
             await self._leave()
         finally:
+            if self._scraping is not None:
+                self._scraping.cancel()
             await self.gateway.close()
             if self._discovery is not None:
                 await self._discovery.stop()
