@@ -71,10 +71,8 @@ class Active:
         self.computed = self.capacity = self.hashed = self.next_full = 0
         return blocks
 
-    def reason(self) -> FinishReason | None:
-        """Why it is at its end; None while it is not."""
-        if self.generated < self.end_at:
-            return None
+    def reason(self) -> FinishReason:
+        """Why it ends, once it has generated `end_at` tokens."""
         return FinishReason.STOP if self.generated == self.sequence.stop_after else FinishReason.LENGTH
 
     def finished(self, reason: FinishReason, now: float, held: Held | None = None) -> Finished:

@@ -13,21 +13,13 @@ class Batch:
     """Filled by the scheduler, then turned into a `Step`."""
 
     __slots__ = (
-        "admitted",
-        "budget",
-        "context",
-        "members",
-        "preempted",
-        "prompt_tokens",
-        "sequences",
-        "squares",
-        "work",
-    )
+        "admitted", "budget", "context", "counts", "members", "preempted", "prompt_tokens", "sequences", "squares",
+    )  # fmt: skip
 
     def __init__(self, budget: int) -> None:
         self.budget = budget  # Tokens this step may still compute.
-        self.work: list[Work] = []
-        self.members: list[Active] = []  # The sequences of `work`, in its order.
+        self.members: list[Active] = []
+        self.counts: list[int] = []  # Tokens each of `members` computes.
         self.admitted: list[Admission] = []
         self.preempted: list[str] = []
         self.prompt_tokens = 0
@@ -38,8 +30,8 @@ class Batch:
     def put(self, active: Active, tokens: int) -> None:
         """Let a sequence compute its next `tokens` tokens: a decode if that is one token after its own output."""
         computed = active.computed
-        self.work.append(Work(active.id, tokens, computed))
         self.members.append(active)
+        self.counts.append(tokens)
         self.budget -= tokens
         if tokens == 1 and active.generated and computed + 1 == active.total:
             self.sequences += 1
@@ -49,10 +41,12 @@ class Batch:
             self.squares += tokens * (tokens + 2 * computed)
 
     def step(self, number: int, profile: LatencyProfile) -> Step:
-        """The step, timed."""
+        """The step, timed. To be called before anything of it is computed."""
+        ids = [active.id for active in self.members]
+        computed = [active.computed for active in self.members]
         return Step(
             number=number,
-            work=tuple(self.work),
+            work=tuple(map(Work._make, zip(ids, self.counts, computed, strict=True))),
             duration_ms=profile.step_ms(self.prompt_tokens, self.squares, self.sequences, self.context),
             prompt_tokens=self.prompt_tokens,
             squares=float(self.squares),

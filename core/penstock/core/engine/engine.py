@@ -136,7 +136,7 @@ class Engine:
         self.expire(now)
         batch = Batch(self.config.max_num_batched_tokens)
         self.scheduler.fill(batch, now)
-        if not batch.work:
+        if not batch.members:
             return None
         self._flight, self._flying = batch.step(self._counters.steps, self.profile), batch.members
         return self._flight
@@ -150,15 +150,15 @@ class Engine:
         self._counters.step_tokens += step.tokens
         tokens: list[Token] = []
         finished: list[Finished] = []
-        for active, work in zip(self._flying, step.work, strict=True):
+        for active, (_, count, computed) in zip(self._flying, step.work, strict=True):
             if active.phase is not Phase.RUNNING:
                 continue
-            active.computed += work.tokens
+            active.computed = computed + count
             if active.computed == active.total:
                 tokens.append(self._emit(active, now))
-                reason = active.reason()
-                if reason is not None:
-                    finished.append(self._end(active, reason, now))
+                if active.generated >= active.end_at:
+                    finished.append(self._end(active, active.reason(), now))
+        self._counters.generation_tokens += len(tokens)
         if finished:
             self.scheduler.running = [active for active in self.scheduler.running if active.phase is Phase.RUNNING]
         self._flight, self._flying = None, []
@@ -234,16 +234,18 @@ class Engine:
     def _emit(self, active: Active, now: float) -> Token:
         """The token that follows all computed ones."""
         token = Token(active.id, active.generated, now - active.last_token)
-        active.last_token = now
         if not active.generated:
-            active.first_token = now
-            self._counters.prompt_tokens += active.sequence.prompt_tokens
-            self._counters.cached_tokens += active.cached_tokens
-            self._counters.external_tokens += active.remote_tokens
+            self._prompt_done(active, now)
+        active.last_token = now
         active.generated += 1
         active.total += 1
-        self._counters.generation_tokens += 1
         return token
+
+    def _prompt_done(self, active: Active, now: float) -> None:
+        active.first_token = now
+        self._counters.prompt_tokens += active.sequence.prompt_tokens
+        self._counters.cached_tokens += active.cached_tokens
+        self._counters.external_tokens += active.remote_tokens
 
     def _end(self, active: Active, reason: FinishReason, now: float) -> Finished:
         del self._living[active.id]

@@ -34,7 +34,7 @@ class Scheduler:
     def fill(self, batch: Batch, now: float) -> None:
         """Give the batch its work. After a preemption nobody is admitted, as blocks are short, unless nothing runs."""
         self._continue_running(batch)
-        if not batch.preempted or not batch.work:
+        if not batch.preempted or not batch.members:
             self._admit_ready(batch, now)
             self._admit_waiting(batch, now)
 
@@ -85,16 +85,17 @@ class Scheduler:
     def _continue_running(self, batch: Batch) -> None:
         if self.config.policy is SchedulingPolicy.PRIORITY:
             self.running.sort()
-        index = 0
-        while index < len(self.running) and batch.budget > 0:
-            active = self.running[index]
-            tokens = min(active.total - active.computed, batch.budget)
-            if active.computed + tokens > active.capacity and not self._grow(active, tokens, batch):
+        # The list only ever loses its end meanwhile (`_grow`), so going by position is safe.
+        for active in self.running:
+            if batch.budget <= 0:
                 break
-            if active.computed + tokens >= active.next_full:
-                self.cache_blocks(active, active.computed + tokens)
+            tokens = min(active.total - active.computed, batch.budget)
+            until = active.computed + tokens
+            if until > active.capacity and not self._grow(active, tokens, batch):
+                break
+            if until >= active.next_full:
+                self.cache_blocks(active, until)
             batch.put(active, tokens)
-            index += 1
 
     def _grow(self, active: Active, tokens: int, batch: Batch) -> bool:
         """Blocks for `tokens` more, preempting from the end of the line; False when it had to be preempted itself."""
