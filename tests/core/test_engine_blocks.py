@@ -1,7 +1,6 @@
 """The paged KV cache alone: what is taken first, what is found, what is refused."""
 
 import pytest
-
 from penstock.core.engine import BlockPool
 
 
