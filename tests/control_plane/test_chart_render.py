@@ -96,6 +96,15 @@ def test_the_service_leads_to_the_gateway(helm: Path) -> None:
     assert service["selector"].items() <= labels.items()
 
 
+@pytest.mark.parametrize(
+    ("port", "endpoint"),
+    [(80, "http://blue-router.penstock-system.svc/v1"), (8080, "http://blue-router.penstock-system.svc:8080/v1")],
+)
+def test_status_will_name_the_gateway(helm: Path, port: int, endpoint: str) -> None:
+    objects = rendered(helm, "--set", f"router.service.port={port}", release="blue")
+    assert f"--endpoint={endpoint}" in container(of_kind(objects, "Deployment")["blue-operator"])["args"]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_understands_every_flag_it_is_given(helm: Path, role: str) -> None:
     shape = container(of_kind(rendered(helm), "Deployment")[f"penstock-{role}"])

@@ -1,4 +1,7 @@
-{{/* What each role may do, in the namespaces it watches. Nothing else stands here, so that it can be reviewed as a whole. */}}
+{{/*
+What each role may do in the namespaces it watches; nothing else stands here, so that it can be reviewed as a whole.
+Server-side apply of an object that may not exist yet needs create beside patch.
+*/}}
 
 {{- define "penstock.operatorRules" -}}
 # The user's spec is read, never written; only status is ours.
@@ -6,22 +9,25 @@
   resources: [modeldeployments]
   verbs: [get, list, watch]
 - apiGroups: [penstock.dev]
-  resources: [workerpools]
-  verbs: [get, list, watch, create, update, patch, delete]
-- apiGroups: [penstock.dev]
   resources: [modeldeployments/status, workerpools/status, workerpools/scale]
-  verbs: [get, update, patch]
+  verbs: [get, patch]
+- apiGroups: [penstock.dev]
+  resources: [workerpools]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [replicasets]
-  verbs: [get, list, watch, create, update, patch, delete]
-# create serves the dry run that checks a rendered pod; patch serves deletion costs; delete serves rolls without surge.
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [replicasets/scale]
+  verbs: [get, patch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch]
+# The drain script of a deployment's workers; written by name, never listed.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, create, update, patch, delete]
-- apiGroups: ["", events.k8s.io]
+  verbs: [get, create, patch]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
 {{- end -}}
@@ -44,6 +50,6 @@
   resources: [pods]
   verbs: [get, list, watch]
 - apiGroups: [penstock.dev]
-  resources: [modeldeployments, workerpools]
+  resources: [workerpools]
   verbs: [get, list, watch]
 {{- end -}}
