@@ -64,9 +64,8 @@ def configuration(spec: NodeSpec) -> dict[str, Any]:
         # Images are a table: nothing to collect. A machine's own disk may be nearly full and is not ours to judge.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
-        "evictionHard": {
-            "memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%", "imagefs.available": "1%",
-        },
+        # Every node sees the memory and disk of the one machine: all would evict at once, and none could relieve it.
+        "evictionHard": {},
         "serializeImagePulls": False,
         "registryPullQPS": 0,
         "containerLogMaxSize": "20Mi",

@@ -314,8 +314,8 @@ def _container_fields(record: ContainerRecord) -> dict[str, Any]:
     config = record.config
     return {
         "id": record.id, "metadata": config.metadata, "state": _container_state(record),
-        "created_at": record.created_at, "image": config.image, "image_ref": record.image.id, "image_id": record.image.id,
-        "labels": config.labels,
+        "created_at": record.created_at, "image": config.image, "image_ref": record.image.id,
+        "image_id": record.image.id, "labels": config.labels,
         "annotations": config.annotations,
     }  # fmt: skip
 

@@ -128,7 +128,7 @@ class Streams:
             relay.close()
             for pump in record.pumps.values():
                 pump.attached -= {stdout, stderr}
-        return {"exitCode": record.exit_code if record.exited.is_set() else 0}
+        return {"exitCode": 0}  # how the container ended is the pod's status, not the stream's
 
     async def _port_forward(
         self, question: dict[str, Any], fds: list[int], connection: socket.socket
