@@ -18,6 +18,8 @@ from penstock.workers.decisions.simulated.faults import Faults, parse_faults
 VERSION = "0.32.0"
 """The vLLM whose surface this is."""
 
+LONGEST_CONTEXT = 131_072
+
 WITHOUT_EFFECT = (
     "--attention-backend",
     "--async-scheduling",
@@ -122,10 +124,12 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str] | Non
     for name in ("time_scale", "link_gigabytes_per_second"):
         if not getattr(given, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
-    for name in ("max_model_len", "max_num_seqs", "block_size", "num_gpu_blocks_override", "max_num_batched_tokens"):
+    capacity = given.num_gpu_blocks_override * given.block_size
+    if given.max_model_len is None:
+        given.max_model_len = min(capacity, LONGEST_CONTEXT)
+    for name in ("max_num_seqs", "block_size", "num_gpu_blocks_override", "max_num_batched_tokens", "max_model_len"):
         if getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    capacity = given.num_gpu_blocks_override * given.block_size
     if capacity < given.max_model_len:
         # vLLM refuses to start likewise: one request of full length would never fit.
         parser.error(
@@ -215,7 +219,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--served-model-name", nargs="+", required=True, help="names clients may ask for; the first is the main one")
     add("--host", default="0.0.0.0")
     add("--port", type=int, default=8000)
-    add("--max-model-len", type=int, default=8192, help="tokens of context")
+    add("--max-model-len", type=int, help="tokens of context; by default what the KV cache holds, at most 131072")
     add("--max-num-seqs", type=int, default=256)
     add("--max-num-batched-tokens", type=int, default=8192, help="token budget of one iteration")
     add("--block-size", type=int, default=16)

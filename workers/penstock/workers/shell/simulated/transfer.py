@@ -170,7 +170,7 @@ class KvTransfer:
 
     async def _pull(self, transfer: Transfer) -> None:
         blocks = self._sources.pop(transfer.id)
-        tokens = max(0, transfer.tokens - transfer.cached_tokens)
+        tokens = transfer.tokens
         started = asyncio.get_running_loop().time()
         try:
             granted = await self._ask(blocks, tokens)
