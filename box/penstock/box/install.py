@@ -166,7 +166,13 @@ def _run(box: Box, command: Sequence[str], what: str, stdin: str | None = None) 
     arguments = [*command, f"--kubeconfig={box.kubeconfig}"]
     try:
         done = subprocess.run(
-            arguments, input=stdin, capture_output=True, text=True, timeout=_INSTALL_SECONDS + 60, check=False
+            arguments,
+            input=stdin,
+            env=box.tool_environment(),
+            capture_output=True,
+            text=True,
+            timeout=_INSTALL_SECONDS + 60,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise BoxError(f"`{what}` did not end within {_INSTALL_SECONDS + 60} s") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import socket
 import subprocess
@@ -71,6 +72,12 @@ class Box:
     def program(self, name: str) -> str:
         """Path of a program at the version this box runs, e.g. `kubectl`."""
         return self.settings.programs[name]
+
+    def tool_environment(self) -> dict[str, str]:
+        """The environment for kubectl and helm: what they cache and remember stays in the box's folder."""
+        tools = self.paths.root / "tools"
+        own = {"KUBECACHEDIR": "kube", "HELM_CACHE_HOME": "helm", "HELM_CONFIG_HOME": "helm", "HELM_DATA_HOME": "helm"}
+        return {**os.environ, **{name: str(tools / folder) for name, folder in own.items()}}
 
     def kube(self) -> Kube:
         """A client with the administrator's rights."""

@@ -57,7 +57,10 @@ def temporary_box(nodes: str, *, example: str | None = None, time_scale: str = "
 def kubectl(box: Box, *arguments: str, stdin: str | None = None, timeout: float = 60.0) -> str:
     """Run kubectl as the administrator; returns what it printed, raises BoxError with its words when it failed."""
     command = [box.program("kubectl"), f"--kubeconfig={box.kubeconfig}", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    environment = box.tool_environment()
+    done = subprocess.run(
+        command, input=stdin, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
     if done.returncode != 0:
         raise BoxError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
