@@ -48,6 +48,7 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_buffer",
         "_complete",
+        "_head_held",
         "_in_chunk",
         "_in_message",
         "_keep",
@@ -89,6 +90,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _reset(self) -> None:
         self._buffer = b""
         self._in_message = False
+        self._head_held = False
         self._complete = False
         self._surplus = False
         self._in_chunk = False
@@ -150,6 +152,9 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()  # nobody asked: either surplus of an earlier response, or not a worker at all
         elif self._in_message:
             self._pass(data)
+        elif self._head_held:
+            self._buffer = data
+            self._announce()
         else:
             self._head(data)
 
@@ -166,7 +171,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._in_message and self._until_close and exc is None:
             sink.ended()
-        elif self.reused and not self._in_message and not self._buffer:
+        elif self.reused and not self._in_message and not self._head_held and not self._buffer:
             sink.broke(Failure.STALE_CONNECTION)
         else:
             sink.broke(Failure.RESET)
@@ -193,7 +198,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._complete = False
         self.status = status
         self.status_line = b"HTTP/1.1" + head[8 : head.find(b"\r\n")]
-        self._announce()
+        # An engine sends the head of a stream when it accepts the request, long before the first token. As long as
+        # it has said nothing else, another worker can still take the request over: the head waits for the body.
+        self._head_held = self.status == 200 and not self._buffer and not self._complete
+        if not self._head_held:
+            self._announce()
 
     def _announce(self) -> None:
         """Hand the head to the sink, then the part of the body that came with it."""
