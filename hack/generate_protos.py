@@ -35,11 +35,11 @@ def is_stale(folder: Path) -> list[Path]:
         return [kept for kept, new in pairs if not kept.exists() or kept.read_bytes() != new.read_bytes()]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Generate, or check, all folders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when a generated file is stale; write nothing")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     stale: list[Path] = []
     for folder in FOLDERS:
         if check:
