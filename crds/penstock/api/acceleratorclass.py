@@ -14,7 +14,6 @@ from penstock.api.base import (
     PositiveDecimal,
     Quantity,
     Rule,
-    Text,
     map_list,
     rules,
     short_name_rule,
@@ -157,20 +156,14 @@ class AcceleratorClassSpec(ApiModel):
 
 
 class AcceleratorClassStatus(ApiModel):
-    """What the cluster has of it."""
+    """What was found about the class."""
 
     observed_generation: Annotated[int, Field(ge=0)] = 0
     """`metadata.generation` that this status was computed from."""
-    nodes: Annotated[int, Field(ge=0)] = 0
-    """Nodes that match."""
-    allocatable: Annotated[int, Field(ge=0)] = 0
-    """Accelerators on ready nodes."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=map_list("type", max_items=16))] = Field(
         default_factory=list
     )
     """Aspects of the class."""
-    message: Text = ""
-    """What was found, in a sentence."""
 
 
 class AcceleratorClass(ApiObject):
@@ -197,4 +190,4 @@ class AcceleratorClass(ApiObject):
     spec: AcceleratorClassSpec
     """How to find it and what it can do."""
     status: AcceleratorClassStatus = Field(default_factory=AcceleratorClassStatus)
-    """What the cluster has of it."""
+    """What was found about the class."""
