@@ -104,6 +104,8 @@ class Kube:
     """A client for one API server. Open with `async with`; safe to use from many tasks of one loop."""
 
     def __init__(self, login: Callable[[], ConnectionInfo] = connection, *, concurrency: int = 16) -> None:
+        self.unreachable: Callable[[], None] = lambda: None
+        """Called whenever the API server does not answer: something may have been missed."""
         self._login = login
         self._info = login()
         self._read_at = 0.0
@@ -194,6 +196,7 @@ class Kube:
                 if response.status >= 400:
                     raise _error(response.status, response.headers, text)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self.unreachable()
             raise Unreachable(f"{method} {path}: {error or type(error).__name__}") from error
         return json.loads(text) if text else {}
 

@@ -30,5 +30,7 @@ def set_up_logging(level: str) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    # Every watch tells every failed attempt at length; the sweeper says once what is wrong with the API server.
+    logging.getLogger("kopf._cogs.clients.watching").setLevel(logging.CRITICAL)
     # It warns that it does not take the process's signals, which is why it runs where it does.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -43,6 +43,7 @@ class Operator:
         self._leader = Leader(kube, namespace=settings.namespace, identity=who, random=dice, won=self._won)
         names = settings.watch_namespaces
         self._sweeper = Sweeper(kube=kube, store=store, queue=queue, metrics=metrics, namespaces=names, random=dice)
+        kube.unreachable = self._sweeper.soon
         self._feed = Feed(self._saw, namespaces=names, restarted=self._restarted, random=dice)
         self._recorder = Recorder(kube, metrics, instance=settings.identity, clock=loop.time)
         self._reconciler = Reconciler(
