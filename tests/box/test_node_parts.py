@@ -246,3 +246,22 @@ def test_curl_fails_as_curl_does(echo: str, capsys: pytest.CaptureFixture[str]) 
     assert curl.main(["-s", "ftp://127.0.0.1/"]) == 3
     with pytest.raises(SystemExit):
         curl.main(["--unheard-of", echo])
+
+
+# ---- logs of the node's own programs ----
+
+
+def test_a_programs_log_is_cut_from_the_front_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "kubelet.log"
+    with path.open("ab", buffering=0) as writer:
+        writer.write(b"old " * 100)
+        kubelet.trim(path, limit=1000, kept=8)
+        assert path.stat().st_size == 400
+        writer.write(b"new " * 200)
+        kubelet.trim(path, limit=1000, kept=8)
+        writer.write(b"more")
+    assert path.read_bytes() == b"new new more"
+
+
+def test_a_log_that_is_not_there_yet_is_no_matter(tmp_path: Path) -> None:
+    kubelet.trim(tmp_path / "none.log", limit=1, kept=1)

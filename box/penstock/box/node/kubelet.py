@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ ROOT = Path("/var/lib/kubelet")
 CRI_SOCKET = ROOT / "cri.sock"
 _PORT = 10250
 _MAX_PAUSE = 10.0
+_TRIM_EVERY = 30.0
+_LOG_LIMIT, _LOG_KEPT = 32 << 20, 4 << 20
 
 
 def configuration(spec: NodeSpec) -> dict[str, Any]:
@@ -119,7 +123,28 @@ async def run_once(spawner: Spawner, argv: tuple[str, ...], log_file: Path, *, f
     finally:
         os.close(output)
         os.close(error_end)
-    said = await read_all(error, 30.0)
-    if said:
-        log.error("cannot start %s: %s", argv[0], said.decode(errors="replace"))
+    with contextlib.suppress(TimeoutError):  # it may still come up; its end is what counts
+        said = await read_all(error, 30.0)
+        if said:
+            log.error("cannot start %s: %s", argv[0], said.decode(errors="replace"))
     return await ended
+
+
+async def trim_logs(files: Sequence[Path]) -> None:
+    """Keep the programs' own logs within bounds for ever: beyond 32 MiB only the last 4 MiB stay."""
+    while True:
+        await asyncio.sleep(_TRIM_EVERY)
+        for path in files:
+            await asyncio.to_thread(trim, path, _LOG_LIMIT, _LOG_KEPT)
+
+
+def trim(path: Path, limit: int, kept: int) -> None:
+    """Cut a log that its writer appends to down to its last `kept` bytes once it has more than `limit`."""
+    if not path.exists() or path.stat().st_size <= limit:
+        return
+    with path.open("r+b") as file:
+        file.seek(-kept, os.SEEK_END)
+        tail = file.read()
+        file.seek(0)
+        file.write(tail)
+        file.truncate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -80,7 +81,8 @@ class Pods:
         """Let go of namespaces and address; the containers must be gone. Twice does no harm."""
         sandbox.ready = False
         if sandbox.holder is not None:
-            os.kill(sandbox.holder, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(sandbox.holder, signal.SIGKILL)
             sandbox.holder = None
         for fd in sandbox.namespaces.values():
             os.close(fd)

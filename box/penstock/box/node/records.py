@@ -37,6 +37,11 @@ class Sandbox:
     """Process 1 of the pod's shared pid namespace, where it has one."""
     ready: bool = True
 
+    @property
+    def hostname(self) -> str:
+        """The name its containers see: the kubelet gives none to a pod in the node's network."""
+        return str(self.config.hostname) or os.uname().nodename
+
 
 @dataclass(slots=True)
 class ContainerRecord:

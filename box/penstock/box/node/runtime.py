@@ -117,7 +117,7 @@ class RuntimeService:
         image = images.find(self.images, config.image.image)
         if image is None:
             raise not_found(images.unknown_image(self.images, config.image.image))
-        process = plan.process(config, image, sandbox.config.hostname)
+        process = plan.process(config, image, sandbox.hostname)
         readonly = config.linux.security_context.readonly_rootfs
         root = plan.root(self.host, process, config.mounts, _etc(sandbox), readonly=readonly)
         folder, name = sandbox.config.log_directory, config.log_path
@@ -283,7 +283,7 @@ class RuntimeService:
 
 
 def _etc(sandbox: Sandbox) -> dict[str, str]:
-    dns, hostname = sandbox.config.dns_config, sandbox.config.hostname
+    dns, hostname = sandbox.config.dns_config, sandbox.hostname
     hosts = "127.0.0.1 localhost\n" + (f"{sandbox.address} {hostname}\n" if sandbox.address else "")
     return {
         "resolv.conf": plan.resolv_conf(dns.servers, dns.searches, dns.options),

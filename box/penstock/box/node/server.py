@@ -59,7 +59,8 @@ async def _serve(spec: NodeSpec, channel: socket.socket) -> None:
         group.create_task(kubelet.keep_running(spawner, "cri-streaming", streaming, spec.log_dir / "cri-streaming.log"))
         argv = kubelet.arguments(spec, config)
         group.create_task(kubelet.keep_running(spawner, "kubelet", argv, spec.log_dir / "kubelet.log", fake_chown=True))
-        if spec.gpus is not None:
+        group.create_task(kubelet.trim_logs([spec.log_dir / "kubelet.log", spec.log_dir / "cri-streaming.log"]))
+        if spec.gpus is not None and spec.gpus.count:
             group.create_task(gpus.offer(spec.gpus.resource, spec.gpus.count, plugins))
         group.create_task(server.wait_for_termination())
 
