@@ -180,6 +180,7 @@ def test_a_prompt_hits_what_the_same_step_computes() -> None:
     engine.add(prompt("b", 13, stem="x"), 0.0)
     made, _, _ = step(engine, 0.0)
     assert [(work.id, work.tokens) for work in made.work] == [("a", 12), ("b", 1)]
+    assert (made.prompt_tokens, made.sequences) == (13, 0), "the last token of a prompt is no decode"
 
 
 def test_output_blocks_hit_the_next_turn_of_a_conversation() -> None:
