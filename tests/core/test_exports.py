@@ -15,6 +15,4 @@ def test_the_table_of_contents_is_complete(package: str) -> None:
         if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
     }
     assert public == set(module.__all__)
-        module.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name)
-    )
     assert module.__doc__

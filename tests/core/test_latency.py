@@ -254,3 +254,27 @@ def test_unknown_names_come_with_suggestions() -> None:
         resolve_profile("llama-3.1-8b", "h100-80gb")
     with pytest.raises(LookupError, match=r"did you mean .*Llama-3.1-8B"):
         resolve_profile("Llama-3.1-8b-Instruc", "h100-80g")
+
+
+def test_the_rooflines_terms_by_hand() -> None:
+    llama, h100 = find_model("llama-3.1-70b"), find_accelerator("h100-80g")
+    one, four = (roofline_profile(llama, h100, Parallelism(tensor)) for tensor in (1, 4))
+    causal = 2 * 80 * 8192 / (0.5 * 989.4e12) * 1e3
+    assert (one.prefill[2], four.prefill[2]) == pytest.approx((causal, causal / 4))
+    ring = 2 * 80 * 8192 * 2 * 2 * (3 / 4) / (0.75 * 450e9) * 1e3
+    assert four.prefill[1] - one.prefill[1] / 4 == pytest.approx(ring)
+    assert four.decode[2] == pytest.approx(327_680 / 4 / (0.75 * 3.35e12) * 1e3)
+
+
+def test_latent_attention_is_bound_by_work_on_one_accelerator_and_by_reading_on_eight() -> None:
+    deepseek, h100 = find_model("deepseek-v3"), find_accelerator("h100-80g")
+    work = 61 * 128 * 2 * (2 * 512 + 64) / (0.5 * 989.4e12) * 1e3
+    reading = 70_272 / (0.75 * 3.35e12) * 1e3
+    slopes = [roofline_profile(deepseek, h100, Parallelism(tensor)).decode[2] for tensor in (1, 8)]
+    assert slopes == pytest.approx([work, reading])
+
+
+def test_a_published_decode_of_256_sequences_costs_what_256_prompt_tokens_do() -> None:
+    """Vidur's line at 256 tokens, and 8 us of host work for each sequence."""
+    profile = resolve_profile("llama-2-7b", "a100-80g")
+    assert profile.decode_ms(256, 0) == pytest.approx(2.31469 + 0.0640949 * 256 + 256 * 0.008)

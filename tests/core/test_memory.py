@@ -149,3 +149,8 @@ def test_blocks_are_whole() -> None:
 def test_senseless_limits_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         fit(find_model("llama-3.1-8b"), find_accelerator("l4-24g"), **options)
+
+
+def test_the_stage_with_most_layers_bounds_the_cache() -> None:
+    model, accelerator = find_model("llama-3.1-8b"), find_accelerator("l40s-48g")
+    assert fit(model, accelerator, Parallelism(pipeline=3), 1024).kv_bytes_per_token == 131072 * 11 // 32
