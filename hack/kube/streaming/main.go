@@ -256,11 +256,13 @@ func (b *box) onPipes(ctx context.Context, asked wish, in io.Reader, out, errOut
 			drain(target, ours[i+1])
 		}()
 	}
-	go func() {
-		for size := range resize {
-			_ = json.NewEncoder(connection).Encode(map[string]uint16{"width": size.Width, "height": size.Height})
-		}
-	}()
+	if resize != nil { // a nil channel would hold the goroutine for ever
+		go func() {
+			for size := range resize {
+				_ = json.NewEncoder(connection).Encode(map[string]uint16{"width": size.Width, "height": size.Height})
+			}
+		}()
+	}
 	return await(ctx, connection, bufio.NewReader(connection), &outputs)
 }
 
