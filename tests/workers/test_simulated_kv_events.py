@@ -1,5 +1,6 @@
 """KV events over real ZeroMQ sockets: what a router subscribes to, and what it does when it has missed something."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ CONFIG = {
 }
 
 
+_fresh = itertools.count(20_000)
+"""Tokens of prompts that nobody has sent before."""
+
+
 class Subscriber:
     """A subscriber that has been joined before anything it wants to see is published."""
 
@@ -41,11 +46,12 @@ class Subscriber:
         self.socket.connect(self.source["endpoint"])
         self.batches: list[tuple[int, EventBatch]] = []
         # ZeroMQ tells nobody when a subscription has arrived: publish until one batch comes through.
-        number = 0
-        while not self.socket.poll(50):
-            number += 1
-            assert number < 200, "no KV event arrived"
-            engine.complete(prompt=[900 + number] * BLOCK, max_tokens=1)
+        for _ in range(200):
+            if self.socket.poll(50):
+                break
+            engine.complete(prompt=[next(_fresh)] * BLOCK, max_tokens=1)
+        else:
+            pytest.fail("no KV event arrived")
         self.read()
         self.batches.clear()
 
@@ -60,6 +66,9 @@ class Subscriber:
         return [event for _, batch in self.batches for event in batch.events]
 
 
+FLAGS = ("--time-scale", "0.05", "--block-size", str(BLOCK), "--kv-events-config", json.dumps(CONFIG))
+
+
 @pytest.fixture
 def context() -> Iterator[zmq.Context]:
     own = zmq.Context()
@@ -67,16 +76,20 @@ def context() -> Iterator[zmq.Context]:
     own.destroy(linger=0)
 
 
-def start(start_engine: StartEngine, *flags: str, **settings: object) -> EngineProcess:
-    return start_engine(
-        *("--time-scale", "0.05", "--block-size", str(BLOCK), "--kv-events-config", json.dumps(CONFIG)),
-        *flags,
-        **settings,
+@pytest.fixture(scope="module")
+def publisher() -> Iterator[EngineProcess]:
+    """One engine with events; every test has prompts of its own."""
+    engine = EngineProcess(
+        *FLAGS,
+        *("--enable-lora", "--enable-faults", "--enable-prompt-tokens-details"),
+        env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"},
     )
+    yield engine
+    engine.close()
 
 
-def test_stored_blocks_have_the_hashes_a_router_computes(start_engine: StartEngine, context: zmq.Context):
-    engine = start(start_engine)
+def test_stored_blocks_have_the_hashes_a_router_computes(publisher: EngineProcess, context: zmq.Context):
+    engine = publisher
     subscriber = Subscriber(context, engine)
     prompt = list(range(2000, 2000 + 3 * BLOCK + 5))
     engine.complete(prompt=prompt, max_tokens=1)
@@ -89,8 +102,8 @@ def test_stored_blocks_have_the_hashes_a_router_computes(start_engine: StartEngi
     assert (first.group_idx, first.kv_cache_spec_kind, first.lora_id) == (0, "full_attention", None)
 
 
-def test_blocks_of_the_output_are_stored_and_hit_by_the_next_turn(start_engine: StartEngine, context: zmq.Context):
-    engine = start(start_engine, "--enable-prompt-tokens-details")
+def test_blocks_of_the_output_are_stored_and_hit_by_the_next_turn(publisher: EngineProcess, context: zmq.Context):
+    engine = publisher
     subscriber = Subscriber(context, engine)
     prompt = list(range(3000, 3000 + BLOCK))
     text = engine.complete(prompt=prompt, max_tokens=2 * BLOCK)["choices"][0]["text"]
@@ -103,8 +116,8 @@ def test_blocks_of_the_output_are_stored_and_hit_by_the_next_turn(start_engine: 
     assert next_turn["usage"]["prompt_tokens_details"]["cached_tokens"] == 2 * BLOCK
 
 
-def test_salt_and_adapter_are_told(start_engine: StartEngine, context: zmq.Context):
-    engine = start(start_engine, "--enable-lora", env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
+def test_salt_and_adapter_are_told(publisher: EngineProcess, context: zmq.Context):
+    engine = publisher
     engine.post("/v1/load_lora_adapter", {"lora_name": "styleA", "lora_path": "org/styleA"})
     subscriber = Subscriber(context, engine)
     prompt = list(range(4000, 4000 + 2 * BLOCK))
@@ -118,7 +131,7 @@ def test_salt_and_adapter_are_told(start_engine: StartEngine, context: zmq.Conte
 
 
 def test_a_full_cache_tells_what_it_drops_and_the_count_stays_true(start_engine: StartEngine, context: zmq.Context):
-    engine = start(start_engine, "--num-gpu-blocks-override", "8", "--max-model-len", "128")
+    engine = start_engine(*FLAGS, "--num-gpu-blocks-override", "8", "--max-model-len", "128")
     subscriber = Subscriber(context, engine)
     held: Counter[int] = Counter()
     for turn in range(12):
@@ -138,15 +151,15 @@ def test_a_full_cache_tells_what_it_drops_and_the_count_stays_true(start_engine:
     assert sum(count for count in held.values() if count > 0) <= 8
 
 
-def test_a_reset_is_told(start_engine: StartEngine, context: zmq.Context):
-    engine = start(start_engine, env={"VLLM_SERVER_DEV_MODE": "1"})
+def test_a_reset_is_told(publisher: EngineProcess, context: zmq.Context):
+    engine = publisher
     subscriber = Subscriber(context, engine)
     assert engine.post("/reset_prefix_cache").status_code == 200
     assert subscriber.events() == [AllBlocksCleared()]
 
 
-def test_lost_batches_leave_a_gap_that_a_replay_fills(start_engine: StartEngine, context: zmq.Context):
-    engine = start(start_engine, "--enable-faults")
+def test_lost_batches_leave_a_gap_that_a_replay_fills(publisher: EngineProcess, context: zmq.Context):
+    engine = publisher
     subscriber = Subscriber(context, engine)
     engine.post("/faults", b"drop-events=1")
     for number in range(4):
@@ -170,13 +183,13 @@ def test_lost_batches_leave_a_gap_that_a_replay_fills(start_engine: StartEngine,
     assert tokens == [6000, 6001, 6002, 6003, 6100]
 
 
-def test_a_replay_request_of_nonsense_harms_nobody(start_engine: StartEngine, context: zmq.Context):
-    engine = start(start_engine)
+def test_a_replay_request_of_nonsense_harms_nobody(publisher: EngineProcess, context: zmq.Context):
+    engine = publisher
     source = engine.get("/kv_event_sources").json()["0"]
     dealer = context.socket(zmq.DEALER)
     dealer.connect(source["replay_endpoint"])
     dealer.send_multipart([b"what"])
-    dealer.send_multipart([b"", encode_sequence(0)])
+    dealer.send_multipart([b"", encode_sequence(1 << 40)])
     assert dealer.poll(10_000)
     assert decode_frames(dealer.recv_multipart())[1] == REPLAY_END
 
@@ -189,7 +202,7 @@ def test_an_address_without_a_wildcard_is_connected_to(start_engine: StartEngine
     engine = start_engine("--time-scale", "0.05", "--kv-events-config", json.dumps(config))
 
     def arrived() -> int:
-        engine.complete(prompt=[id(object()) % 100_000] * BLOCK, max_tokens=1)
+        engine.complete(prompt=[next(_fresh)] * BLOCK, max_tokens=1)
         return sub.poll(50)
 
     until(arrived)

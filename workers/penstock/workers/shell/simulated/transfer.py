@@ -50,7 +50,6 @@ class _Hold:
     name: str
     """The sequence in this engine."""
     tokens: int
-    expired: bool = False
 
 
 class TransferError(Exception):
@@ -100,7 +99,8 @@ class KvTransfer:
         count = -(-end.held.tokens // self._options.block_size)
         first, self._next_block = self._next_block, self._next_block + count
         self._holds[first] = _Hold(name, end.held.tokens)
-        self._forget_later(first)
+        # Remembered beyond the lease, so that a late pull is known for what it is; not for ever.
+        asyncio.get_running_loop().call_later(self.lease_s * 10, self._holds.pop, first, None)
         return RemoteBlocks(
             do_remote_prefill=True,
             do_remote_decode=False,
@@ -112,16 +112,6 @@ class KvTransfer:
             remote_num_tokens=end.held.tokens,
             remote_prefill_cached_tokens=end.cached_tokens,
         )
-
-    def _forget_later(self, first: int) -> None:
-        """Expire with the lease, and drop the memory of it some leases later."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(self.lease_s, self._expire, first)
-        loop.call_later(self.lease_s * 10, self._holds.pop, first, None)
-
-    def _expire(self, first: int) -> None:
-        if first in self._holds:
-            self._holds[first].expired = True
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -138,8 +128,9 @@ class KvTransfer:
         if pull.engine_id != self.engine_id:
             return Granted(False, f"this is engine {self.engine_id}, not {pull.engine_id}")
         hold = self._holds.get(pull.blocks[0]) if pull.blocks else None
+        leased = hold is not None and any(held.id == hold.name for held in self._driver.engine.held())
         await self._move(pull.tokens)
-        if hold is None or hold.expired:
+        if hold is None or not leased:
             # The reader cannot know: blocks were there, only not the ones it wanted.
             self._metrics.add("nixl_num_notifications_after_expiry")
             log.warning("KV of %s was pulled after its lease; its text will be wrong", pull.request_id)
