@@ -36,6 +36,7 @@ class Fleet:
         }
         self.max_in_flight = max_in_flight
         self.profiled = False
+        self.sampled = False
         self._bind()
         self._workers: list[Worker | None] = [None] * capacity
         # Lowest slot last, so that `pop` hands out low slots first and columns stay dense.
@@ -49,15 +50,22 @@ class Fleet:
         self._probes: dict[int, int] = {}
         self._next_reservation = 1
         self._picks = 0
-        self._reserved_ever = (0, 0)
+        self._tokens_ever = 0
         self._epoch = 0
         self._view: FleetView | None = None
         self._next_retrial = math.inf
+        # Slots with failures, or a breaker that is not closed: nearly always empty, and asked at every answer.
+        self._suspects: set[int] = set()
 
     def _bind(self) -> None:
         """Name the columns as attributes: attribute access is what the hot path pays for."""
         for name, column in self._columns.items():
             setattr(self, name, column)
+        # The same memory once more: reading and writing one element costs a third through a memoryview.
+        self._generation = self.generation.data
+        self._in_flight = self.in_flight.data
+        self._outstanding = self.outstanding_tokens.data
+        self._last_pick = self.last_pick.data
 
     # Declared for readers and for mypy; `_bind` sets them. Shapes are (capacity,) unless said.
     used: NDArray[np.bool_]
@@ -173,18 +181,17 @@ class Fleet:
 
     def reserve(self, slot: int, prompt_tokens: int, max_tokens: int) -> Reservation:
         """Hold a place and its tokens on a worker, to be released exactly once."""
-        if not self.used[slot]:
+        if not 0 <= slot < len(self._workers) or self._workers[slot] is None:
             raise KeyError(f"slot {slot} holds no worker to reserve on")
-        reservation = Reservation(self._next_reservation, slot, int(self.generation[slot]), prompt_tokens, max_tokens)
+        reservation = Reservation(self._next_reservation, slot, self._generation[slot], prompt_tokens, max_tokens)
         self._next_reservation += 1
         self._picks += 1
         self._ledger[reservation.id] = reservation
-        self.in_flight[slot] += 1
-        self.outstanding_tokens[slot] += prompt_tokens + max_tokens
-        self.last_pick[slot] = self._picks
-        requests, tokens = self._reserved_ever
-        self._reserved_ever = (requests + 1, tokens + prompt_tokens + max_tokens)
-        if self.breaker[slot] == Breaker.HALF_OPEN:
+        self._in_flight[slot] += 1
+        self._outstanding[slot] += prompt_tokens + max_tokens
+        self._last_pick[slot] = self._picks
+        self._tokens_ever += prompt_tokens + max_tokens
+        if slot in self._suspects and self.breaker[slot] == Breaker.HALF_OPEN:
             self._probes[slot] = reservation.id
             self._set_breaker(slot, Breaker.PROBING)
         return reservation
@@ -194,10 +201,10 @@ class Fleet:
         if self._ledger.pop(reservation.id, None) is None:
             return False
         slot = reservation.slot
-        self.in_flight[slot] -= 1
-        self.outstanding_tokens[slot] -= reservation.prompt_tokens + reservation.max_tokens
+        self._in_flight[slot] -= 1
+        self._outstanding[slot] -= reservation.prompt_tokens + reservation.max_tokens
         # A probe that ended without a verdict (the client left) leaves the question open for the next one.
-        if self._probes.get(slot) == reservation.id:
+        if self._probes and self._probes.get(slot) == reservation.id:
             del self._probes[slot]
             if self.breaker[slot] == Breaker.PROBING:
                 self._set_breaker(slot, Breaker.HALF_OPEN)
@@ -215,11 +222,11 @@ class Fleet:
     @property
     def mean_request_tokens(self) -> float:
         """Tokens of an average reservation so far; 1 before the first."""
-        requests, tokens = self._reserved_ever
-        return tokens / requests if requests else 1.0
+        return self._tokens_ever / self._picks if self._picks else 1.0
 
     def sample(self, slot: int, foreign_requests: float, kv_usage: float, at: float) -> None:
         """Record what a worker reports: requests that are not ours, share of its KV cache in use, when."""
+        self.sampled = True
         self.foreign_requests[slot] = max(0.0, foreign_requests)
         self.kv_usage[slot] = kv_usage
         self.sampled_at[slot] = at
@@ -228,12 +235,13 @@ class Fleet:
 
     def succeeded(self, slot: int) -> None:
         """The worker answered: forget its failures, close its breaker."""
-        if self.failures[slot] or self.breaker[slot] != Breaker.CLOSED:
+        if slot in self._suspects:
             self._close(slot)
             self._moved()
 
     def failed(self, slot: int) -> int:
         """Count one more failure in a row; returns how many there are now."""
+        self._suspects.add(slot)
         self.failures[slot] += 1
         return int(self.failures[slot])
 
@@ -260,14 +268,17 @@ class Fleet:
     # ---- inside ----------------------------------------------------------------------------
 
     def _close(self, slot: int) -> None:
+        self._suspects.discard(slot)
         self.failures[slot] = 0
         self.breaker[slot] = Breaker.CLOSED
 
     def _set_breaker(self, slot: int, breaker: Breaker) -> None:
+        self._suspects.add(slot)
         self.breaker[slot] = breaker
         self._moved()
 
     def _clear(self, slot: int) -> None:
+        self._suspects.discard(slot)
         for name, (_, empty, _) in LAYOUT.items():
             if name != "generation":
                 self._columns[name][slot] = empty

@@ -8,7 +8,7 @@ from penstock.core.fleet.reasons import PickReason, RejectReason
 
 Slots = NDArray[np.intp]
 """Slot numbers, shape (n,)."""
-Scores = NDArray[np.float64]
+Scores = NDArray[np.float64] | NDArray[np.int64]
 """One number per slot in the policy's own unit, lower is better, shape (n,)."""
 
 

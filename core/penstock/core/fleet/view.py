@@ -66,6 +66,11 @@ class FleetView:
         return self._fleet.mean_request_tokens
 
     @property
+    def sampled(self) -> bool:
+        """Whether any worker ever reported its own load."""
+        return self._fleet.sampled
+
+    @property
     def profiled(self) -> bool:
         """Whether any worker ever came with a latency profile."""
         return self._fleet.profiled
@@ -112,6 +117,8 @@ class FleetView:
     def with_room(self, model: str, role: Role | None = None) -> Slots:
         """Candidates that have fewer requests in flight than a worker may have."""
         candidates = self.candidates(model, role)
+        if self._fleet.reservations < self._fleet.max_in_flight:
+            return candidates  # fewer in the whole fleet than one worker may have
         room = self.in_flight[candidates] < self._fleet.max_in_flight
         return candidates if room.all() else candidates[room]
 

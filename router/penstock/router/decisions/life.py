@@ -105,6 +105,7 @@ Event = Answered | Failed | Ended | Resumed
 Life = Generator[Action, Event, None]
 
 _PASS_ON = PassOn()
+_STALE = Failure.STALE_CONNECTION
 
 
 def live(request: Request, fleet: Fleet, policy: Policy, limits: RetryLimits, now: float, seed: int) -> Life:
@@ -127,7 +128,7 @@ def live(request: Request, fleet: Fleet, policy: Policy, limits: RetryLimits, no
         reservation = fleet.reserve(answer.decode, request.prompt_tokens, request.max_tokens)
         try:
             event = yield Attempt(worker, answer, reservation, number)
-            if isinstance(event, Failed) and event.failure is Failure.STALE_CONNECTION:
+            if isinstance(event, Failed) and event.failure is _STALE:
                 event = yield Attempt(worker, answer, reservation, number, fresh=True)
             tried = excluded | {reservation.slot}
             last_attempt = number >= limits.attempts

@@ -17,7 +17,9 @@ MAX_SAMPLE_AGE = 30.0
 
 def outstanding_tokens(view: FleetView, slots: Slots, now: float) -> Scores:
     """Tokens each worker still owes, ours and (as far as known) others', shape like `slots`."""
-    ours: Scores = view.outstanding_tokens[slots].astype(np.float64)
+    ours = view.outstanding_tokens[slots]
+    if not view.sampled:
+        return ours
     sampled_at = view.sampled_at[slots]
     fresh = now - sampled_at <= MAX_SAMPLE_AGE  # NaN (never sampled) compares false
     if not fresh.any():

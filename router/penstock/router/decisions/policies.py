@@ -23,6 +23,11 @@ from penstock.core.fleet import (
 )
 from penstock.router.decisions.loads import outstanding_tokens, predicted_ttft_ms
 
+# Reading a member through its enum class is slow enough to see in a pick.
+_TURN, _LEAST, _ONLY = PickReason.LEAST_RECENTLY_PICKED, PickReason.LEAST_OUTSTANDING, PickReason.ONLY_CANDIDATE
+_ROLE = Role.PREFILL_DECODE
+_FEW = 32
+
 
 class Policy(Protocol):
     """What every policy is."""
@@ -44,13 +49,12 @@ class RoundRobin:
 
     def pick(self, request: Request, view: FleetView, now: float, seed: int) -> Pick | Rejection:
         """Pick the worker whose last pick lies furthest back; `seed` orders those never picked."""
-        slots = view.with_room(request.model, Role.PREFILL_DECODE)
+        slots = view.with_room(request.model, _ROLE)
         if not slots.size:
             return no_candidate(request, view)
-        turns: Scores = view.last_pick[slots].astype(np.float64)
+        turns = view.last_pick[slots]
         best = _lowest(turns, seed)
-        reason = PickReason.LEAST_RECENTLY_PICKED
-        return _picked(self.name, reason, request, view, slots, turns, best, unit="turn")
+        return _picked(self.name, _TURN, request, view, slots, turns, best, unit="turn")
 
 
 class LeastLoaded:
@@ -60,16 +64,15 @@ class LeastLoaded:
 
     def pick(self, request: Request, view: FleetView, now: float, seed: int) -> Pick | Rejection:
         """Pick the worker with the fewest outstanding tokens (see `loads`)."""
-        slots = view.with_room(request.model, Role.PREFILL_DECODE)
+        slots = view.with_room(request.model, _ROLE)
         if not slots.size:
             return no_candidate(request, view)
         loads = outstanding_tokens(view, slots, now)
-        equal = np.flatnonzero(loads == loads.min())
-        if equal.size == 1:
-            best, reason = int(equal[0]), PickReason.LEAST_OUTSTANDING
+        equal = _smallest(loads)
+        if len(equal) == 1:
+            best, reason = equal[0], _LEAST
         else:
-            best = int(equal[_lowest(view.last_pick[slots[equal]], seed)])
-            reason = PickReason.LEAST_RECENTLY_PICKED
+            best, reason = equal[_lowest(view.last_pick[slots[equal]], seed)], _TURN
         return _picked(self.name, reason, request, view, slots, loads, best, unit="tokens")
 
 
@@ -102,10 +105,22 @@ def no_candidate(request: Request, view: FleetView) -> Rejection:
     return Rejection(RejectReason.NO_WORKERS, message, retry_after=5.0)
 
 
-def _lowest(values: np.ndarray, seed: int) -> int:
+def _smallest(values: Scores) -> list[int]:
+    """Indices of the smallest value. Below some dozens of values a plain list is faster than an array."""
+    if values.size <= _FEW:
+        plain = values.tolist()
+        least = min(plain)
+        if plain.count(least) == 1:
+            return [plain.index(least)]
+        return [i for i, value in enumerate(plain) if value == least]
+    found: list[int] = np.flatnonzero(values == values.min()).tolist()
+    return found
+
+
+def _lowest(values: Scores, seed: int) -> int:
     """Index of the smallest value; the seed chooses among equals."""
-    equal = np.flatnonzero(values == values.min())
-    return int(equal[seed % equal.size])
+    equal = _smallest(values)
+    return equal[seed % len(equal)]
 
 
 def _picked(
@@ -121,7 +136,7 @@ def _picked(
     slot = int(slots[best])
     return Pick(
         decode=slot,
-        reason=reason if slots.size > 1 else PickReason.ONLY_CANDIDATE,
+        reason=reason if slots.size > 1 else _ONLY,
         policy=policy,
         candidates=slots,
         scores=scores,

@@ -41,6 +41,7 @@ class Inbound:
         "keep_alive",
         "length",
         "method",
+        "path",
         "request_id",
         "size",
         "target",
@@ -50,6 +51,8 @@ class Inbound:
     def __init__(self) -> None:
         """Nothing has arrived yet."""
         self.target = b""
+        self.path = b""
+        """Target without its query."""
         self.method = b""
         self.fields: list[tuple[bytes, bytes, bytes]] = []
         """Header fields: name in lower case, name as sent, value."""
@@ -71,11 +74,6 @@ class Inbound:
         self.whole = False
         """Whether its last byte has come."""
         self.fault: Fault | None = None
-
-    @property
-    def path(self) -> bytes:
-        """Target without its query."""
-        return self.target.partition(b"?")[0]
 
 
 class ClientConnection(asyncio.Protocol):
@@ -225,6 +223,7 @@ class ClientConnection(asyncio.Protocol):
         inbound = self._arriving
         assert inbound is not None
         self._in_head = False
+        inbound.path = inbound.target.partition(b"?")[0]
         inbound.method = self._parser.get_method()
         inbound.http_1_0 = self._parser.get_http_version() == "1.0"
         inbound.keep_alive = self._parser.should_keep_alive() and not inbound.http_1_0
