@@ -12,12 +12,7 @@ from penstock.api.quantities import parse_quantity
 from penstock.core.models import Accelerator, Link, LinkKind, find_accelerator
 from penstock.operator.decisions.observed import Node
 
-_LINKS = {
-    "NVLink": LinkKind.NVLINK,
-    "InfinityFabric": LinkKind.INFINITY_FABRIC,
-    "PCIe": LinkKind.PCIE,
-    "Memory": LinkKind.UPI,
-}
+_LINKS = {kind.value: kind for kind in LinkKind}
 _UNKNOWN_FLOPS = 1.0
 """Stands in where neither object nor catalogue gives FLOP/s: memory can be computed, latency cannot (`has_flops`)."""
 _SLOW_LINK = Link(LinkKind.PCIE, 16e9)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.operator.shell.kube import connection
@@ -34,11 +34,13 @@ class Feed:
         sink: Sink,
         *,
         namespaces: Sequence[str],
+        known: Callable[[], Awaitable[None]],
         restarted: Callable[[], None],
         random: Callable[[], float],
     ) -> None:
         self._sink = sink
         self._namespaces = tuple(namespaces)
+        self._known = known
         self._restarted = restarted
         self._random = random
         self._main = asyncio.get_running_loop()
@@ -63,6 +65,7 @@ class Feed:
         while not self._stopping.is_set():
             began = self._main.time()
             try:
+                self._wait_until_known()
                 asyncio.run(self._watch())
             except Exception as error:
                 log.warning("the watches ended: %s: %s", type(error).__name__, error)
@@ -73,6 +76,20 @@ class Feed:
             log.warning("watching again in %.1f s", wait)
             self._stopping.wait(wait)
             self._main.call_soon_threadsafe(self._restarted)
+
+    def _wait_until_known(self) -> None:
+        """kopf looks once which kinds exist: it may start only when all of them do (CRDs can go and come back)."""
+        future = asyncio.run_coroutine_threadsafe(self._list(), self._main)
+        while not self._stopping.is_set():
+            try:
+                future.result(timeout=0.5)
+                return
+            except TimeoutError:
+                continue
+        future.cancel()
+
+    async def _list(self) -> None:
+        await self._known()
 
     async def _watch(self) -> None:
         self._loop, self._stop_flag = asyncio.get_running_loop(), asyncio.Event()

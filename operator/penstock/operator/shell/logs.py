@@ -31,6 +31,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     # Every watch tells every failed attempt at length; the sweeper says once what is wrong with the API server.
-    logging.getLogger("kopf._cogs.clients.watching").setLevel(logging.CRITICAL)
+    for chatty in ("kopf._cogs.clients.watching", "kopf._core.reactor.orchestration"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     # It warns that it does not take the process's signals, which is why it runs where it does.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -44,7 +44,9 @@ class Operator:
         names = settings.watch_namespaces
         self._sweeper = Sweeper(kube=kube, store=store, queue=queue, metrics=metrics, namespaces=names, random=dice)
         kube.unreachable = self._sweeper.soon
-        self._feed = Feed(self._saw, namespaces=names, restarted=self._restarted, random=dice)
+        self._feed = Feed(
+            self._saw, namespaces=names, known=self._sweeper.sweep, restarted=self._restarted, random=dice
+        )
         self._recorder = Recorder(kube, metrics, instance=settings.identity, clock=loop.time)
         self._reconciler = Reconciler(
             kube=kube,

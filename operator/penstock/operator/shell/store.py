@@ -100,10 +100,7 @@ class Store:
         known = self._objects[kind.kind].get(name)
         if known is not None and known.version > version:
             return  # made again since
-        self._gone[kind.kind, name] = version
-        if len(self._gone) > TOMBSTONES:
-            self._gone.popitem(last=False)
-        self._forget(kind, name)
+        self._bury(kind, name, version)
 
     def replace(self, kind: Kind, namespace: str | None, version: int, items: Iterable[Mapping[str, Any]]) -> int:
         """A list of all objects of a kind at a version (of one namespace, or of all); gives how many were stale.
@@ -120,7 +117,7 @@ class Store:
             if name not in listed and entry.version <= version and namespace in (None, name[0])
         ]
         for name in ghosts:
-            self._forget(kind, name)
+            self._bury(kind, name, version)
         return len(ghosts)
 
     def deployments(self) -> list[Key]:
@@ -158,6 +155,13 @@ class Store:
         except ValueError as error:
             log.warning("%s %s cannot be read and counts as absent: %s", kind.kind, _name(stored)[1], error)
             return None
+
+    def _bury(self, kind: Kind, name: Name, version: int) -> None:
+        self._gone[kind.kind, name] = max(version, self._gone.get((kind.kind, name), -1))
+        self._gone.move_to_end((kind.kind, name))
+        if len(self._gone) > TOMBSTONES:
+            self._gone.popitem(last=False)
+        self._forget(kind, name)
 
     def _forget(self, kind: Kind, name: Name) -> None:
         entry = self._objects[kind.kind].pop(name, None)

@@ -53,7 +53,7 @@ class Sweeper:
 
     async def first(self) -> None:
         """List everything, trying until it works."""
-        await self._until_done()
+        await self.sweep()
         self.synced.set()
         self.resync()
 
@@ -67,7 +67,7 @@ class Sweeper:
             except TimeoutError:
                 pass
             self._soon.clear()
-            await self._until_done()
+            await self.sweep()
             count += 1
             if count % RESYNC_SWEEPS == 0:
                 self.resync()
@@ -77,7 +77,8 @@ class Sweeper:
         for key in self._store.deployments():
             self._queue.add(key, 5.0 * self._random())
 
-    async def _until_done(self) -> None:
+    async def sweep(self) -> None:
+        """List every kind, trying until it works."""
         attempt = 0
         while True:
             try:
