@@ -129,18 +129,19 @@ def test_slots_bound_the_batch() -> None:
 
 
 def test_nobody_overtakes_the_head_of_the_queue() -> None:
-    engine = make(num_blocks=16)
-    engine.add(prompt("a", 40), 0.0)
-    engine.add(prompt("big", 30), 0.0)
-    engine.add(prompt("small", 4), 0.0)
-    assert [work.id for work in step(engine, 0.0)[0].work] == ["a", "big"]
-    assert engine.stats().waiting == 1
-
     engine = make(num_blocks=16, max_num_batched_tokens=128)
     engine.add(prompt("a", 40), 0.0)
     engine.add(prompt("big", 30), 0.0)
     engine.add(prompt("small", 4), 0.0)
     assert [work.id for work in step(engine, 0.0)[0].work] == ["a"], "6 free blocks would do for small, not for big"
+
+
+def test_a_prompt_is_admitted_only_when_the_whole_of_it_would_fit() -> None:
+    engine = make(num_blocks=16, max_num_batched_tokens=45)
+    engine.add(prompt("a", 40, out=1), 0.0)
+    engine.add(prompt("big", 30, out=1), 0.0)
+    assert [(work.id, work.tokens) for work in step(engine, 0.0)[0].work] == [("a", 40)], "5 tokens of big would fit"
+    assert [(work.id, work.tokens) for work in step(engine, 0.1)[0].work] == [("big", 30)]
 
 
 def test_priority_orders_the_queue_and_the_victims() -> None:

@@ -143,9 +143,10 @@ class Scheduler:
             if not self.config.enable_chunked_prefill:
                 return False
             tokens = batch.budget
-        need = self._blocks_for(cached + tokens) - len(shared)
-        if not self.pool.can_take(need, shared):
+        # The whole prompt must fit, though only this chunk is reserved: else it would be preempted half-way, for ever.
+        if not self.pool.can_take(self._blocks_for(active.total) - len(shared), shared):
             return False
+        need = self._blocks_for(cached + tokens) - len(shared)
         self.waiting.remove(active)
         self.pool.share(shared)
         active.use(shared + self.pool.take(need), size)
