@@ -28,7 +28,6 @@ def accelerator_spec(accelerator: Accelerator) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "type": "CPU" if accelerator.is_cpu else "GPU",
         "description": _description(accelerator),
-        "nodeSelector": {"penstock.dev/accelerator": accelerator.name},
         "memory": f"{_number(accelerator.memory_bytes / 2**30)}Gi",
         "memoryBandwidth": _rate(accelerator.memory_bandwidth, "G"),
         "flops": flops,
@@ -37,7 +36,8 @@ def accelerator_spec(accelerator: Accelerator) -> dict[str, Any]:
         "pricePerHour": _number(accelerator.price_per_hour),
         "capacity": {"source": "Nodes"},
     }
-    if not accelerator.is_cpu:
+    if not accelerator.is_cpu:  # any node has cores, so a CPU class selects none by itself
+        spec["nodeSelector"] = {"penstock.dev/accelerator": accelerator.name}
         spec["resourceName"] = DEVICE_RESOURCES[accelerator.vendor]
     AcceleratorClassSpec.read(spec)
     return spec

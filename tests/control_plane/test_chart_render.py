@@ -157,7 +157,8 @@ def test_accelerator_classes_come_from_the_catalogue(helm: Path) -> None:
     assert classes["h100-80g"].node_selector == {"penstock.dev/accelerator": "h100-80g"}
     assert classes["h100-80g"].resource_name == "nvidia.com/gpu"
     assert classes["mi300x-192g"].resource_name == "amd.com/gpu"
-    assert (classes["cpu"].type, classes["cpu"].resource_name) == ("CPU", None)
+    cpu = classes["cpu"]
+    assert (cpu.type, cpu.resource_name, cpu.node_selector) == ("CPU", None, {})
 
 
 def test_accelerator_classes_can_be_chosen_and_overridden(helm: Path) -> None:
@@ -214,6 +215,7 @@ def test_a_mirror_is_one_value(helm: Path) -> None:
     ("setting", "says"),
     [
         ("operator.replica=2", "replica"),
+        ("routers.replicas=2", "routers"),
         ("operator.replicas=many", "replicas"),
         ("operator.replicas=-1", "replicas"),
         ("engines.default=sglang", "default"),
