@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from penstock.box import lifecycle, namespaces
+from penstock.box import lifecycle
 from penstock.box.errors import BoxError
 from penstock.box.lifecycle import _door, exclusive, find_box, require_box, stop_box
 from penstock.box.namespaces import box_command, check_namespaces, node_command, refusal
@@ -66,7 +66,7 @@ def test_a_door_is_on_loopback_only_and_takes_another_port_when_the_usual_one_is
         assert other.port != usual.port
         with pytest.raises(BoxError, match=f"port {usual.port} of 127.0.0.1 is not free"), _door(usual.port, 1):
             pass
-        with socket.socket(fileno=socket.dup(other.descriptor)) as listener:  # type: ignore[attr-defined]
+        with socket.socket(fileno=socket.dup(other.descriptor)) as listener:
             assert listener.getsockname()[0] == "127.0.0.1"
 
 
@@ -96,7 +96,7 @@ def _kernel(tmp_path: Path, **settings: str) -> Path:
 def test_a_refusal_names_its_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: str, cause: str
 ) -> None:
-    monkeypatch.setattr(namespaces.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("penstock.box.namespaces.os.geteuid", lambda: 1000)
     kernel = _kernel(tmp_path, **{setting: value})
     assert cause in refusal("unshare: failed", kernel, tmp_path / "none")
 
@@ -119,7 +119,7 @@ def test_where_namespaces_are_refused_the_user_hears_two_ways_out(
 
 
 def test_a_machine_that_is_not_linux_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(namespaces.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr("penstock.box.namespaces.platform.system", lambda: "Darwin")
     with pytest.raises(BoxError, match="runs Darwin"):
         check_namespaces()
 

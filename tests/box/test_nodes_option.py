@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 import pytest
@@ -58,9 +58,9 @@ def test_no_two_nodes_share_an_address_or_a_pod_range(counts: list[int]) -> None
     nodes = parse_nodes(",".join(f"class-{index}={count}x1" for index, count in enumerate(counts)))
     assert len({n.name for n in nodes}) == len(nodes) == sum(counts)
     assert len({n.address for n in nodes}) == len(nodes)
-    ranges = {ip_network(n.pod_range) for n in nodes}
+    ranges = {IPv4Network(n.pod_range) for n in nodes}
     assert len(ranges) == len(nodes)
-    assert all(r.subnet_of(ip_network(POD_RANGE)) and ip_address(BRIDGE_ADDRESS) not in r for r in ranges)
+    assert all(r.subnet_of(IPv4Network(POD_RANGE)) and ip_address(BRIDGE_ADDRESS) not in r for r in ranges)
 
 
 def test_the_spec_file_holds_what_a_node_process_reads(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def wait_available(box: Box, deployment: Deployment, detail: Callable[[str], Non
             time.sleep(_RETRY_SECONDS)
 
 
-def availability(document: dict[str, object]) -> tuple[bool, str]:
+def availability(document: Mapping[str, object]) -> tuple[bool, str]:
     """(is it Available, what its conditions say) of a ModelDeployment as the API server returns it."""
     status = document.get("status")
     conditions = status.get("conditions", []) if isinstance(status, dict) else []
