@@ -5,17 +5,20 @@ import gc
 import logging
 import signal
 from collections.abc import Coroutine
+from typing import TYPE_CHECKING
 
 from penstock.core.fleet import Fleet
 from penstock.router.decisions import find_policy
 from penstock.router.shell.admin import AdminServers
-from penstock.router.shell.discovery.cluster import ClusterDiscovery, connect
 from penstock.router.shell.discovery.static import install, parse_workers
 from penstock.router.shell.gateway import Gateway, unix_now
 from penstock.router.shell.metrics import Collector
 from penstock.router.shell.models import ModelTable
 from penstock.router.shell.scrape import LoadScraper
 from penstock.router.shell.settings import Settings
+
+if TYPE_CHECKING:
+    from penstock.router.shell.discovery.cluster import ClusterDiscovery
 
 log = logging.getLogger("penstock.router")
 
@@ -70,6 +73,9 @@ class Router:
             install(parse_workers(self.settings.workers), self.fleet, self.models, policy, unix_now())
             return
         self._not_ready = "waiting for the first list of pods"
+        # The Kubernetes client takes more than a second and 60 MB to import: only those who need it pay.
+        from penstock.router.shell.discovery.cluster import ClusterDiscovery, connect
+
         namespaces = [n.strip() for n in self.settings.watch_namespaces.split(",") if n.strip()]
         self._discovery = ClusterDiscovery(await connect(), self.gateway, namespaces, policy)
         await self._discovery.start()
