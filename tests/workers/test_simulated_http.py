@@ -388,3 +388,17 @@ def test_histograms_add_up(engine: EngineProcess):
         counts = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"vllm:{family}_bucket")]
         assert counts == sorted(counts)
         assert counts[-1] == engine.metric(f"vllm:{family}_count") > 0
+
+
+def test_two_requests_of_one_id_are_two_requests(engine: EngineProcess):
+    engine.post("/faults", b"slow=20")
+    asked = raw_post("/v1/completions", {"prompt": "a b", "max_tokens": 40}, "x-request-id: same\r\n")
+    try:
+        with engine.connect() as one, engine.connect() as two:
+            one.sendall(asked)
+            two.sendall(asked)
+            answers = [json.loads(read_responses(client, 1)[0]) for client in (one, two)]
+    finally:
+        engine.post("/faults", b"none")
+    assert [answer["id"] for answer in answers] == ["cmpl-same", "cmpl-same"]
+    assert answers[0]["choices"] == answers[1]["choices"]

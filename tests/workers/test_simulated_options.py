@@ -67,3 +67,16 @@ def test_adapters_at_run_time_need_both_switches():
     assert parse_options([*BASE, "--enable-lora"], env).runtime_lora
     assert not parse_options(BASE, env).runtime_lora
     assert not parse_options([*BASE, "--enable-lora"], {}).runtime_lora
+
+
+def test_only_nixl_is_simulated():
+    nixl = parse_options([*BASE, "--kv-transfer-config", '{"kv_connector":"NixlConnector"}'], {})
+    assert nixl.kv_transfer == {"kv_connector": "NixlConnector"}
+    other = parse_options([*BASE, "--kv-transfer-config", '{"kv_connector":"OffloadingConnector"}'], {})
+    assert other.kv_transfer is None
+    assert other.ignored == ("--kv-transfer-config OffloadingConnector",)
+
+
+def test_the_context_is_what_the_cache_holds_unless_said():
+    assert parse_options([*BASE, "--num-gpu-blocks-override", "10"], {}).max_model_len == 160
+    assert parse_options(BASE, {}).max_model_len == 131_072

@@ -23,7 +23,7 @@ from penstock.core.wire.openai import (
     TokenizeRequest,
     UnloadAdapterRequest,
 )
-from penstock.workers.decisions.simulated.faults import parse_faults
+from penstock.workers.decisions.simulated.faults import Faults, parse_faults
 from penstock.workers.decisions.simulated.requests import (
     EngineShape,
     Generation,
@@ -152,7 +152,7 @@ class App:
         reply = self._reply(request, exchange, body, plan, chat=chat)
         if remote is not None and self._transfer is not None:
             for index in range(len(plan.choices)):
-                self._transfer.expect(f"{reply.id}-{index}", remote)
+                self._transfer.expect(reply.sequence(index), remote)
         self._driver.submit(
             reply,
             priority=body.priority,
@@ -185,9 +185,6 @@ class App:
     ) -> Reply:
         asked = request.headers.get(b"x-request-id", b"").decode("latin-1") or body.request_id or uuid.uuid4().hex
         name = f"{'chatcmpl' if chat else 'cmpl'}-{asked}"
-        if f"{name}-0" in self._driver.live:
-            # Two requests of one id must not share sequences; a real engine adds a suffix as well.
-            name = f"{name}-{uuid.uuid4().hex[:8]}"
         details = self._options.prompt_tokens_details
         if not body.stream:
             return WholeReply(exchange, plan, name, chat=chat, details=details)
@@ -203,8 +200,8 @@ class App:
         )
 
     def _finished(self, name: str, live: Live, end: Finished) -> None:
-        if self._transfer is not None and end.held is not None:
-            blocks = self._transfer.hold(name, live.reply.id, end)
+        if self._transfer is not None:
+            blocks = self._transfer.finished(name, end)
             live.reply.transfer_params = msgspec.to_builtins(blocks)
 
     # What the engine is.
@@ -316,7 +313,7 @@ class App:
         _json(exchange, msgspec.to_builtins(faults))
         self.apply_faults(faults)
 
-    def apply_faults(self, faults: Any) -> None:
+    def apply_faults(self, faults: Faults) -> None:
         """Go wrong as told; a hang freezes HTTP as well."""
         self._driver.set_faults(faults)
         if self.server is not None:

@@ -7,18 +7,15 @@ written once.
 
 import asyncio
 import logging
-import math
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.core.engine import (
-    BlockRemoved,
+    BlockEvent,
     BlockStored,
-    CacheCleared,
     Engine,
     EngineConfig,
     Finished,
@@ -28,12 +25,12 @@ from penstock.core.engine import (
     Transfer,
 )
 from penstock.core.models import throttled
-from penstock.core.wire import AllBlocksCleared, Event, chain_hashes, to_integer
-from penstock.core.wire import BlockRemoved as RemovedEvent
-from penstock.core.wire import BlockStored as StoredEvent
+from penstock.core.wire import Event, chain_hashes, to_integer
+from penstock.workers.decisions.simulated.events import removed_event, stored_event
 from penstock.workers.decisions.simulated.faults import Faults
 from penstock.workers.decisions.simulated.generation import Output
 from penstock.workers.decisions.simulated.requests import Choice
+from penstock.workers.shell.simulated.accounts import observe_end, observe_request, write_page
 from penstock.workers.shell.simulated.metrics import EngineMetrics
 from penstock.workers.shell.simulated.options import Options
 from penstock.workers.shell.simulated.replies import Reply
@@ -115,7 +112,7 @@ class Driver:
         reply.on_gone = lambda: self._abandon(reply)
         for index, choice in enumerate(reply.generation.choices):
             live = self._make_live(reply, index, choice, salt)
-            name = f"{reply.id}-{index}"
+            name = reply.sequence(index)
             self.live[name] = live
             stops = choice.reason == "stop"
             sequence = Sequence(
@@ -131,7 +128,7 @@ class Driver:
                 self.engine.add(sequence, now)
             else:
                 self.engine.admit_with_remote_kv(sequence, remote_tokens, now)
-        self._observe_request(reply)
+        observe_request(self.metrics, reply.generation)
         self.kick()
 
     def _make_live(self, reply: Reply, index: int, choice: Choice, salt: str | None) -> Live:
@@ -166,7 +163,7 @@ class Driver:
         """The client has gone: nobody wants the rest."""
         self._announce(self.engine.take_events())
         for index in range(len(reply.texts)):
-            self._end(f"{reply.id}-{index}", self.engine.abort(f"{reply.id}-{index}", self._now()))
+            self._end(reply.sequence(index), self.engine.abort(reply.sequence(index), self._now()))
         self._dirty.pop(reply, None)
 
     def abort_all(self) -> None:
@@ -195,7 +192,7 @@ class Driver:
         reply = live.reply
         self._announce(self.engine.take_events())
         for index in range(len(reply.texts)):
-            sequence = f"{reply.id}-{index}"
+            sequence = reply.sequence(index)
             if self.engine.abort(sequence, self._now()) is not None:
                 self.live.pop(sequence, None)
                 self.metrics.add("request_success", label="error")
@@ -329,7 +326,7 @@ class Driver:
         if self.on_finished is not None:
             self.on_finished(name, live, end)
         live.reply.finish(live.index, end)
-        self._observe_end(live, end)
+        observe_end(self.metrics, end, str(end.reason) if end.reason == "abort" else live.choice.reason)
         if live.reply.exchange.open:
             self._dirty[live.reply] = None
 
@@ -340,117 +337,17 @@ class Driver:
 
     # What others are told.
 
-    def _announce(self, events: tuple[BlockStored | BlockRemoved | CacheCleared, ...]) -> None:
+    def _announce(self, events: tuple[BlockEvent, ...]) -> None:
         if events:
-            self._publish([self._event(event) for event in events])
+            self._publish([self._wire_event(event) for event in events])
 
-    def _event(self, event: BlockStored | BlockRemoved | CacheCleared) -> Event:
-        match event:
-            case BlockStored():
-                return self._stored(event)
-            case BlockRemoved():
-                return RemovedEvent(block_hashes=[event.hash], medium="GPU", group_idx=0)
-            case CacheCleared():
-                return AllBlocksCleared()
-
-    def _stored(self, event: BlockStored) -> StoredEvent:
+    def _wire_event(self, event: BlockEvent) -> Event:
+        if not isinstance(event, BlockStored):
+            return removed_event(event)
         live = self.live[event.sequence]
-        size = self.options.block_size
-        first = event.first_block * size
-        extra = [self._extra_keys(live, event.first_block + i) for i in range(len(event.hashes))]
-        return StoredEvent(
-            block_hashes=list(event.hashes),
-            parent_block_hash=event.parent,
-            token_ids=live.tokens[first : first + size * len(event.hashes)],
-            block_size=size,
-            lora_id=1 if live.adapter else None,
-            medium="GPU",
-            lora_name=live.adapter[0] if live.adapter else None,
-            extra_keys=list(extra),
-            group_idx=0,
-            kv_cache_spec_kind="full_attention",
-        )
-
-    @staticmethod
-    def _extra_keys(live: Live, block: int) -> list[str] | None:
-        keys = [live.adapter[0]] if live.adapter else []
-        if block == 0 and live.salt is not None:
-            keys.append(live.salt)
-        return keys or None
-
-    # What is counted.
-
-    def _observe_request(self, reply: Reply) -> None:
-        self.metrics.histogram("request_params_n").observe(reply.generation.n)
-        self.metrics.histogram("request_params_max_tokens").observe(reply.generation.max_tokens)
-
-    def _observe_end(self, live: Live, end: Finished) -> None:
-        reason = str(end.reason) if end.reason == "abort" else live.choice.reason
-        self.metrics.add("request_success", label=reason)
-        timing = end.timing
-        seconds = {
-            "e2e_request_latency_seconds": timing.finished - timing.arrival,
-            "request_queue_time_seconds": timing.queue_seconds,
-            "request_prefill_time_seconds": timing.prefill_seconds,
-            "request_decode_time_seconds": timing.decode_seconds,
-            "request_inference_time_seconds": timing.finished - timing.scheduled if timing.scheduled else None,
-        }
-        if timing.decode_seconds is not None and end.output_tokens > 1:
-            seconds["request_time_per_output_token_seconds"] = timing.decode_seconds / (end.output_tokens - 1)
-        counts = {
-            "request_prompt_tokens": end.prompt_tokens,
-            "request_generation_tokens": end.output_tokens,
-            "request_max_num_generation_tokens": end.output_tokens,
-            "request_num_preemptions": end.preemptions,
-            "request_prefill_kv_computed_tokens": end.prompt_tokens - end.cached_tokens,
-        }
-        for name, value in {**seconds, **counts}.items():
-            if value is not None:
-                self.metrics.histogram(name).observe(value)
+        return stored_event(event, live.tokens, self.options.block_size, live.adapter, live.salt)
 
     def page(self) -> bytes:
         """The metrics page as of now."""
-        stats, put = self.engine.stats(), self.metrics.set
-        put("num_requests_running", stats.running)
-        put("num_requests_waiting", stats.waiting)
-        put("num_requests_waiting_by_reason", stats.waiting_capacity, "capacity")
-        put("num_requests_waiting_by_reason", stats.waiting_deferred, "deferred")
-        put("kv_cache_usage_perc", stats.kv_usage)
-        put("prefix_cache_queries", stats.prefix_queries)
-        put("prefix_cache_hits", stats.prefix_hits)
-        put("external_prefix_cache_queries", stats.external_queries)
-        put("external_prefix_cache_hits", stats.external_hits)
-        put("num_preemptions", stats.preemptions)
-        put("prompt_tokens", stats.prompt_tokens)
-        put("generation_tokens", stats.generation_tokens)
-        sources = stats.prompt_tokens_by_source
-        put("prompt_tokens_by_source", sources.local_compute, "local_compute")
-        put("prompt_tokens_by_source", sources.local_cache_hit, "local_cache_hit")
-        put("prompt_tokens_by_source", sources.external_kv_transfer, "external_kv_transfer")
-        put("prompt_tokens_cached", sources.local_cache_hit + sources.external_kv_transfer)
-        put("prompt_tokens_cached_by_source", sources.local_cache_hit, "device")
-        put("prompt_tokens_cached_by_source", sources.external_kv_transfer, "p2p")
-        if self.options.kv_transfer is not None:
-            put("nixl_num_failed_transfers", stats.transfers_failed)
-            put("nixl_num_kv_expired_reqs", stats.leases_expired)
-        if self.options.enable_lora:
-            self._note_adapters()
-        return self.metrics.render(self._cache_config())
-
-    def _note_adapters(self) -> None:
-        names = sorted({live.adapter[0] for live in self.live.values() if live.adapter})
-        self.metrics.lora_info[str(self.options.max_loras), ",".join(names), ""] = math.floor(time.time())
-
-    def _cache_config(self) -> dict[str, str]:
-        options = self.options
-        return {
-            "engine": "0",
-            "block_size": str(options.block_size),
-            "num_gpu_blocks": str(options.num_blocks),
-            "num_gpu_blocks_override": str(options.num_blocks),
-            "kv_cache_size_tokens": str(options.num_blocks * options.block_size),
-            "enable_prefix_caching": str(options.prefix_caching),
-            "prefix_caching_hash_algo": "sha256_cbor",
-            "cache_dtype": "auto",
-            "gpu_memory_utilization": "0.9",
-        }
+        adapters = {live.adapter[0] for live in self.live.values() if live.adapter}
+        return write_page(self.metrics, self.engine.stats(), self.options, adapters)

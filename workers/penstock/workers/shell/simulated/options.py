@@ -20,6 +20,9 @@ VERSION = "0.32.0"
 
 LONGEST_CONTEXT = 131_072
 
+NIXL = ("NixlConnector", "NixlPullConnector")
+"""KV connectors that are simulated; another one is accepted without effect."""
+
 WITHOUT_EFFECT = (
     "--attention-backend",
     "--async-scheduling",
@@ -136,6 +139,10 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str] | Non
             f"the KV cache holds {capacity} tokens, fewer than one request of --max-model-len {given.max_model_len}; "
             "lower --max-model-len or raise --num-gpu-blocks-override"
         )
+    transfer = _config(parser, "--kv-transfer-config", given.kv_transfer_config)
+    if transfer is not None and transfer.get("kv_connector") not in NIXL:
+        ignored.append(f"--kv-transfer-config {transfer.get('kv_connector')}")
+        transfer = None
     return Options(
         names=tuple(given.served_model_name),
         host=given.host,
@@ -160,7 +167,7 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str] | Non
         runtime_lora=given.enable_lora and env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "").lower() in ("1", "true"),
         dev_mode=env.get("VLLM_SERVER_DEV_MODE", "0") == "1",
         kv_events=_config(parser, "--kv-events-config", given.kv_events_config),
-        kv_transfer=_config(parser, "--kv-transfer-config", given.kv_transfer_config),
+        kv_transfer=transfer,
         kv_bytes_per_token=given.kv_bytes_per_token,
         link_bytes_per_s=given.link_gigabytes_per_second * 1e9,
         side_channel_host=env.get("VLLM_NIXL_SIDE_CHANNEL_HOST") or env.get("VLLM_HOST_IP") or "127.0.0.1",

@@ -5,7 +5,9 @@ piece for everything that came since. Under load, or to a slow reader, a chunk t
 does with a real engine.
 """
 
+import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,8 @@ from penstock.core.wire.openai import ChunkWriter, PromptTokensDetails, Usage
 from penstock.workers.decisions.simulated.requests import Choice, Generation
 from penstock.workers.decisions.simulated.tokenizer import decode, word
 from penstock.workers.shell.simulated.http import Exchange
+
+_serial = itertools.count()
 
 
 class _Text:
@@ -45,7 +49,7 @@ class _Text:
         return text
 
 
-class Reply:
+class Reply(ABC):
     """What both kinds of answer share: texts, usage, the client's disconnection."""
 
     def __init__(
@@ -54,6 +58,7 @@ class Reply:
         self.exchange = exchange
         self.generation = generation
         self.id = request_id
+        self._key = f"{request_id}-{next(_serial):08x}"
         self.chat = chat
         self.created = int(time.time())
         self.texts = [_Text(choice) for choice in generation.choices]
@@ -65,6 +70,10 @@ class Reply:
         self._cached = 0
         self._ended = False
         exchange.on_close = self._gone
+
+    def sequence(self, index: int) -> str:
+        """The engine's name for a choice: unique, though clients may send the same request id twice."""
+        return f"{self._key}-{index}"
 
     def token(self, index: int, token: int) -> None:
         """Take one output token of a choice."""
@@ -101,9 +110,9 @@ class Reply:
         prompt = self.generation.prompt_tokens
         return Usage(prompt, prompt + completion, completion, details)
 
+    @abstractmethod
     def flush(self) -> None:
         """Write what there is to write."""
-        raise AssertionError("a reply is a stream or a whole")
 
     def fail(self, message: str, kind: str = "InternalServerError", status: int = 500) -> None:
         """End with an error."""

@@ -92,8 +92,9 @@ class KvTransfer:
 
     # The prefill side.
 
-    def hold(self, name: str, request_id: str, end: Finished) -> RemoteBlocks | None:
-        """What leg 1 answers about a finished sequence; None where nothing was held."""
+    def finished(self, name: str, end: Finished) -> RemoteBlocks | None:
+        """What leg 1 answers about an ended sequence; None where nothing is held for a peer."""
+        self._sources.pop(name, None)  # where it ended before its turn to pull came
         if end.held is None:
             return None
         count = -(-end.held.tokens // self._options.block_size)
@@ -106,7 +107,7 @@ class KvTransfer:
             do_remote_decode=False,
             remote_block_ids=[list(range(first, first + count))],
             remote_engine_id=self.engine_id,
-            remote_request_id=request_id,
+            remote_request_id=name,
             remote_host=self._options.side_channel_host,
             remote_port=self.port,
             remote_num_tokens=end.held.tokens,
@@ -135,7 +136,7 @@ class KvTransfer:
             self._metrics.add("nixl_num_notifications_after_expiry")
             log.warning("KV of %s was pulled after its lease; its text will be wrong", pull.request_id)
             return Granted(True, stale=True)
-        if pull.request_id == hold.name.rsplit("-", 1)[0]:
+        if pull.request_id == hold.name:
             self._holds.pop(pull.blocks[0], None)
             self._driver.engine.release(hold.name)
             self._driver.kick()
@@ -160,7 +161,9 @@ class KvTransfer:
         task.add_done_callback(self._tasks.discard)
 
     async def _pull(self, transfer: Transfer) -> None:
-        blocks = self._sources.pop(transfer.id)
+        blocks = self._sources.pop(transfer.id, None)
+        if blocks is None:
+            return  # the client left in the moment the transfer was asked for
         tokens = transfer.tokens
         started = asyncio.get_running_loop().time()
         try:
