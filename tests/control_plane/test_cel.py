@@ -7,14 +7,22 @@ import copy
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from penstock.api import KINDS, ApiObject, ModelDeployment
+from penstock.api import (
+    KINDS,
+    ApiObject,
+    ModelDeployment,
+    parse_decimal,
+    parse_duration,
+    parse_percent,
+    parse_quantity,
+)
 from penstock.api.crd import custom_resource_definition
 from penstock.box.standalone import StandaloneControlPlane
 
@@ -174,6 +182,67 @@ def test_our_models_read_what_the_server_stores(api: Api, kind: str) -> None:
     stored = api.create(base).json()
     model = BY_KIND[kind]
     assert model.read(stored).to_dict()["spec"] == model.read(base).to_dict()["spec"]
+
+
+STRINGS: list[tuple[str, str, dict[str, Any], Callable[[str], object]]] = [
+    (kind, text, patch, reader)
+    for kind, reader, texts, patch_of in (
+        (
+            "ModelDeployment",
+            parse_duration,
+            (
+                "1ms",
+                "1h1m1s1ms",
+                "99999h",
+                "0s",
+                "1d",
+                "1.5s",
+                "-1s",
+                "+1s",
+                " 1s",
+                "1s ",
+                "1s\n",
+                "1us",
+                "100000s",
+                "5",
+                "",
+            ),
+            lambda text: {"spec": {"objectives": {"ttft": text, "tpot": "1ms"}}},
+        ),
+        (
+            "ModelDeployment",
+            parse_percent,
+            ("1%", "100%", "99.999%", "0%", "100.5%", "99.9999%", "95", "1e1%", "%", "\u0661%"),
+            lambda text: {"spec": {"objectives": {"attainment": text}}},
+        ),
+        (
+            "AcceleratorClass",
+            parse_quantity,
+            ("1", "79.3Gi", "1k", "1Ki", "0", "0Gi", "80GB", "1e3", "-1Gi", "1m", "1 Gi", "+1Gi", ".5Gi", ""),
+            lambda text: {"spec": {"memory": text}},
+        ),
+        (
+            "AcceleratorClass",
+            parse_decimal,
+            ("1", "0.000001", "999999999.5", "0", "0.0", "-1", "1e3", ".5", "5.", "NaN", "Infinity", "1,5", ""),
+            lambda text: {"spec": {"pricePerHour": text}},
+        ),
+    )
+    for text in texts
+    for patch in (patch_of(text),)
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "patch", "reader"), STRINGS, ids=lambda value: repr(value)[:24])
+def test_server_and_readers_agree_on_strings(
+    api: Api, kind: str, text: str, patch: dict[str, Any], reader: Callable[[str], object]
+) -> None:
+    """What the server lets in can be read, and is above zero; what it refuses we would refuse too."""
+    try:
+        number = reader(text)
+    except ValueError:
+        number = 0
+    assert api.create(merged(TABLE["bases"][kind], patch)).is_success == (number > 0)  # type: ignore[operator]
 
 
 EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.yaml"))
