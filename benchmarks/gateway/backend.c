@@ -98,6 +98,7 @@ int main(int argc, char **argv) {
   if (argc != 4) return fprintf(stderr, "usage: backend PORT CHUNKS INTERVAL_MS\n"), 2;
   chunks = atoi(argv[2]);
   interval = atof(argv[3]) / 1000;
+  signal(SIGPIPE, SIG_IGN);
   prepare();
   int listening = socket(AF_INET, SOCK_STREAM, 0), one = 1, poll = epoll_create1(0);
   struct sockaddr_in address = loopback(atoi(argv[1]));

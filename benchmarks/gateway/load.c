@@ -45,6 +45,7 @@ static int order(const void *a, const void *b) {
 
 int main(int argc, char **argv) {
   if (argc != 5) return fprintf(stderr, "usage: load PORT CONNECTIONS SECONDS BODY_FILE\n"), 2;
+  signal(SIGPIPE, SIG_IGN);
   int port = atoi(argv[1]), count = atoi(argv[2]);
   double seconds = atof(argv[3]);
   char body[32768];

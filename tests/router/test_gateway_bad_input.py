@@ -260,6 +260,25 @@ async def test_slow_reader_does_not_fill_memory() -> None:
         await s.settled()
 
 
+async def test_pipelining_without_reading_does_not_fill_memory() -> None:
+    """Answers that nobody takes are not fetched: what the sockets hold is all there is."""
+
+    async def large(call: Call) -> None:
+        await call.reply(b"x" * 100_000)
+
+    async with running(large) as s:
+        _, writer = await asyncio.open_connection("127.0.0.1", s.port, limit=4096)
+        writer.transport.pause_reading()
+        writer.write(request(BODY) * 600)
+        seen = -1
+        while seen != len(s.workers[0].received):
+            seen = len(s.workers[0].received)
+            await asyncio.sleep(0.3)
+        assert 0 < seen < 300, f"{seen} answers of 100 kB were fetched for a client that reads none"
+        writer.transport.abort()
+        await s.settled()
+
+
 async def test_client_that_never_reads_is_cut() -> None:
     async def pours(call: Call) -> None:
         await call.start_stream()

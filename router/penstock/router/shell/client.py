@@ -283,6 +283,8 @@ class ClientConnection(asyncio.Protocol):
     def begin_exchange(self, exchange: "Exchange") -> None:
         """The request being served goes to a worker."""
         self._exchange = exchange
+        if self._unread_since != _NEVER:
+            exchange.pause()  # the answer before this one is still unread
 
     def finished(self, *, close: bool, abort: bool = False) -> None:
         """The request being served has its answer; turn to the next one."""

@@ -173,6 +173,8 @@ class Exchange:
         self._connection = connection
         self.deadline = self._gateway.coarse_now + self._gateway.settings.response_timeout
         connection.send(self, self._head(connection.worker), self._body)
+        if self._paused:
+            connection.pause()
 
     def _head(self, worker: Worker) -> bytes:
         """Head of the request as the worker gets it."""
@@ -290,6 +292,8 @@ class Exchange:
         kind = "rate_limit_error" if status == 429 else "server_error"
         fault = Fault(status, rejection.message, rejection.reason, type=kind, retry_after=rejection.retry_after)
         self._code = status
+        if rejection.reason is RejectReason.RETRIES_EXHAUSTED:
+            self._gateway.log.warning(rejection.message, extra={"request": self._request.id, "model": self._model.name})
         self._end_life()
         self._client.respond(fault, self._inbound)
         self._finish(self._gateway.loop.time(), close=self._close)

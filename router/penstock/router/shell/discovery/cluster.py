@@ -215,7 +215,8 @@ class ClusterDiscovery:
         mine = [p for p in self._pods.values() if self._belongs(p, deployment)]
         ready = [p for p in mine if p.ready and not p.leaving]
         slots = {self._fleet.slot_of(p.worker.name) for p in ready}
-        rotation = set(self._fleet.view().candidates(deployment.model).tolist()) if deployment.accepted else set()
+        # Ejected ones count: that is a matter of seconds, and no news for a condition.
+        rotation = set(self._fleet.view().ready(deployment.model).tolist()) if deployment.accepted else set()
         return len(slots & rotation), len(ready), len(mine)
 
     @staticmethod
