@@ -150,6 +150,8 @@ def kube_controller_manager(plane: ControlPlane, kubeconfig: Path) -> list[str]:
         "--allocate-node-cidrs=false",
         f"--node-monitor-grace-period={NODE_GRACE_SECONDS}s",
         "--node-monitor-period=2s",
+        # Its default lies in /usr/libexec and is created at start, on the host when that is root's to do.
+        f"--flex-volume-plugin-dir={plane.data / 'volume-plugins'}",
     ]
 
 

@@ -6,22 +6,16 @@ To be started as root of the box's namespaces, with the bridge, the API server a
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from penstock.box.node import enter
-from penstock.box.node.spec import SpecError, load
 
 
 def main() -> int:
     """Parse the command line and run the node."""
     parser = argparse.ArgumentParser(prog="penstock.box.node", description=__doc__)
     parser.add_argument("--spec", type=Path, required=True, help="the node's spec file (JSON)")
-    try:
-        return enter.run(load(parser.parse_args().spec))
-    except SpecError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    return enter.run(parser.parse_args().spec)
 
 
 if __name__ == "__main__":

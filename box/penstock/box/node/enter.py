@@ -1,7 +1,8 @@
 """A node's own world: a mount namespace with private system folders, and a pid namespace that ends as one.
 
 The kubelet insists on fixed places in /var, and as root of the machine it would also turn kernel settings. So each
-node hides those places behind its own before anything starts. It runs before gRPC is imported, because it forks.
+node hides those places behind its own before anything starts. It forks twice, and each of the three processes imports
+only what it needs: the outer one waits for the node's whole life, and the spawner must not know gRPC's threads.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from penstock.box.node import linux, spawner
-from penstock.box.node.spec import NodeSpec
+from penstock.box.node import linux
+
+if TYPE_CHECKING:
+    from penstock.box.node.spec import NodeSpec
 
 # The kubelet writes below these whatever it is told; the host's must not change.
 _PRIVATE = ("/var/lib", "/var/log")
 _READONLY = ("/proc/sys/kernel", "/proc/sys/vm", "/proc/sys/fs")
 
 
-def run(spec: NodeSpec) -> int:
+def run(spec_file: Path) -> int:
     """Enter the node's namespaces and run it there until it ends or we are told to; returns an exit code."""
-    for folder in (spec.state_dir, spec.log_dir, spec.log_dir / "pods", spec.state_dir / "kubelet"):
-        folder.mkdir(parents=True, exist_ok=True)
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWPID)
     linux.make_private()
     first = os.fork()
     if first == 0:
-        _guarded(lambda: _first_process(spec))
+        _guarded(lambda: _first_process(spec_file))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: os.kill(first, signal.SIGKILL))
     _pid, status = os.waitpid(first, 0)
@@ -37,17 +40,18 @@ def run(spec: NodeSpec) -> int:
     return 0 if code == -signal.SIGKILL else code
 
 
-def _first_process(spec: NodeSpec) -> int:
+def _first_process(spec_file: Path) -> int:
     """Process 1 of the node: arranges its world, forks the server, and becomes the spawner."""
     linux.die_with_parent(signal.SIGKILL)
-    linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
-    for path in _READONLY:
-        linux.bind(path, path, readonly=True)
-    for path in _PRIVATE:
-        make_private_folder(Path(path), spec.state_dir / "stash")
-    root = Path("/var/lib/kubelet")
-    root.mkdir(exist_ok=True)
-    linux.bind(str(spec.state_dir / "kubelet"), str(root))
+    from penstock.box.node import spawner
+    from penstock.box.node.spec import SpecError, load
+
+    try:
+        spec = load(spec_file)
+    except SpecError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    _arrange(spec)
     ours, theirs = socket.socketpair()
     server = os.fork()
     if server == 0:
@@ -57,9 +61,23 @@ def _first_process(spec: NodeSpec) -> int:
     return spawner.serve(ours, server)
 
 
+def _arrange(spec: NodeSpec) -> None:
+    """Make the node's folders, and hide the host's behind them."""
+    for folder in (spec.state_dir, spec.log_dir, spec.log_dir / "pods", spec.state_dir / "kubelet"):
+        folder.mkdir(parents=True, exist_ok=True)
+    linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    for path in _READONLY:
+        linux.bind(path, path, readonly=True)
+    for path in _PRIVATE:
+        make_private_folder(Path(path), spec.state_dir / "stash")
+    root = Path("/var/lib/kubelet")
+    root.mkdir(exist_ok=True)
+    linux.bind(str(spec.state_dir / "kubelet"), str(root))
+
+
 def _server(spec: NodeSpec, channel: socket.socket) -> int:
     linux.die_with_parent(signal.SIGKILL)
-    from penstock.box.node import server  # gRPC must not be in the spawner
+    from penstock.box.node import server
 
     return server.main(spec, channel)
 
@@ -81,12 +99,11 @@ def make_private_folder(folder: Path, stash: Path) -> None:
     linux.unmount(str(stash))
 
 
-def _guarded(run_: object) -> None:
-    """End this fork with the code of `run_`, never returning into the parent's program."""
+def _guarded(work: Callable[[], int]) -> None:
+    """End this fork with the code of `work`, never returning into the parent's program."""
     code = 1
     try:
-        assert callable(run_)
-        code = run_()
+        code = work()
     except BaseException as error:
         traceback.print_exception(error)
     finally:
