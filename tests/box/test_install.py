@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from penstock.box import install as install_module
 from penstock.box.errors import BoxError
-from penstock.box.install import Deployment, availability, find_example, stream_tokens
+from penstock.box.install import Deployment, availability, find_example, pods_in_words, stream_tokens
 from penstock.box.lifecycle import Box
 from penstock.box.paths import BoxPaths
 from penstock.box.settings import Settings
@@ -31,6 +31,18 @@ def test_until_then_the_user_hears_what_is_wrong() -> None:
     conditions = [_condition("Accepted", "False", "no such class"), _condition("Degraded", "False", "fine")]
     assert availability({"status": {"conditions": conditions}}) == (False, "Accepted: no such class")
     assert availability({}) == (False, "the operator has not reported yet")
+
+
+def test_while_helm_waits_the_user_hears_for_what() -> None:
+    ready = {"conditions": [_condition("Ready", "True")]}
+    crashed = {"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}
+    pending = {"conditions": [_condition("PodScheduled", "False", "0/1 nodes are available")]}
+    pods = [
+        {"metadata": {"name": name}, "status": status}
+        for name, status in (("a", ready), ("b", crashed), ("c", pending), ("d", {}), ("e", {"phase": "Succeeded"}))
+    ]
+    said = "2 of 5 pods ready; b CrashLoopBackOff; c 0/1 nodes are available; d starting"
+    assert pods_in_words(pods) == said
 
 
 def test_an_example_is_a_path_or_one_that_we_ship(tmp_path: Path) -> None:
@@ -93,3 +105,27 @@ def test_a_gateway_that_never_answers_is_reported_with_its_last_words(
     answers += [(503, b"nobody there")] * 100
     with pytest.raises(BoxError, match="status 503, nobody there"):
         list(stream_tokens(box, DEPLOYMENT))
+
+
+def _box(folder: Path) -> Box:
+    return Box(BoxPaths(folder), Settings("b", "v", "cpu=1x0", [], [], [], {}, 0, 0))
+
+
+def test_a_slow_tool_is_watched_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install_module, "_MEANWHILE_SECONDS", 0.02)
+    calls: list[int] = []
+    # It ends when it was watched three times, and not before.
+    script = f"cat; until [ -e {tmp_path}/go ]; do sleep 0.02; done; echo done"
+
+    def meanwhile() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            (tmp_path / "go").touch()
+
+    assert install_module._run(_box(tmp_path), ["sh", "-c", script], "sh", "given ", meanwhile) == "given done\n"
+    assert len(calls) >= 3
+
+
+def test_a_tool_that_fails_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(BoxError, match="`helm` failed: no such chart"):
+        install_module._run(_box(tmp_path), ["sh", "-c", "echo no such chart >&2; exit 1"], "helm")

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from penstock.box.errors import BoxError
+from penstock.box.kube import Kube
 from penstock.box.lifecycle import Box
 from penstock.box.paths import share_root
 from penstock.box.stages import Stages
@@ -28,6 +30,7 @@ _INSTALL_SECONDS = 300
 _AVAILABLE_SECONDS = 300
 _FIRST_TOKEN_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
+_MEANWHILE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,8 @@ class Deployment:
 
 def install(box: Box, stages: Stages, *, time_scale: str, example: Path) -> Deployment:
     """`helm upgrade --install`, `kubectl apply`, and wait until the example is Available."""
-    with stages.stage("install"):
-        helm_install(box, time_scale)
+    with stages.stage("install") as reporter:
+        helm_install(box, time_scale, reporter.detail)
     with stages.stage("example"):
         deployment = apply_example(box, example)
     with stages.stage("available") as reporter:
@@ -60,12 +63,40 @@ def find_example(name: str) -> Path:
     raise BoxError(f"no example {name!r}: give a path, or one of {names or 'none (this installation has none)'}")
 
 
-def helm_install(box: Box, time_scale: str) -> None:
-    """Install or upgrade the chart, with CRDs, and wait until its pods are ready."""
+def helm_install(box: Box, time_scale: str, detail: Callable[[str], None]) -> None:
+    """Install or upgrade the chart, with CRDs, and wait until its pods are ready, telling what they wait for."""
     values = {"engines": {"default": "simulated", "simulated": {"timeScale": time_scale}}}
     helm = [box.program("helm"), "upgrade", "--install", RELEASE, str(share_root() / "charts" / "penstock")]
     helm += [f"--namespace={NAMESPACE}", "--create-namespace", "--wait", f"--timeout={_INSTALL_SECONDS}s"]
-    _run(box, [*helm, "--values=-"], "helm upgrade --install", stdin=json.dumps(values))
+    with box.kube() as kube:
+        try:
+            _run(box, [*helm, "--values=-"], "helm upgrade --install", json.dumps(values), lambda: detail(_pods(kube)))
+        except BoxError as error:
+            raise BoxError(f"{error} (pods: {_pods(kube)}; see `kubectl get events -n {NAMESPACE}`)") from error
+
+
+def _pods(kube: Kube) -> str:
+    pods = (kube.get(f"/api/v1/namespaces/{NAMESPACE}/pods") or {"items": []})["items"]
+    return pods_in_words(pods)
+
+
+def pods_in_words(pods: Sequence[Mapping[str, Any]]) -> str:
+    """What the pods of the release wait for, in one line."""
+    waiting = {pod["metadata"]["name"]: reason for pod in pods if (reason := _why_not_ready(pod))}
+    words = [f"{name} {reason}" for name, reason in sorted(waiting.items())]
+    return "; ".join([f"{len(pods) - len(waiting)} of {len(pods)} pods ready", *words])
+
+
+def _why_not_ready(pod: Mapping[str, Any]) -> str | None:
+    status = pod.get("status", {})
+    conditions = {c["type"]: c for c in status.get("conditions") or ()}
+    if status.get("phase") == "Succeeded" or conditions.get("Ready", {}).get("status") == "True":
+        return None
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        if reason := container.get("state", {}).get("waiting", {}).get("reason"):
+            return str(reason)
+    unscheduled = conditions.get("PodScheduled", {})
+    return str(unscheduled.get("message") if unscheduled.get("status") == "False" else "starting")
 
 
 def apply_example(box: Box, example: Path) -> Deployment:
@@ -162,20 +193,35 @@ def _event_text(line: str) -> str:
     return str(choices[0].get("text") or "")
 
 
-def _run(box: Box, command: Sequence[str], what: str, stdin: str | None = None) -> str:
-    arguments = [*command, f"--kubeconfig={box.kubeconfig}"]
-    try:
-        done = subprocess.run(
-            arguments,
-            input=stdin,
-            env=box.tool_environment(),
-            capture_output=True,
-            text=True,
-            timeout=_INSTALL_SECONDS + 60,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise BoxError(f"`{what}` did not end within {_INSTALL_SECONDS + 60} s") from None
-    if done.returncode != 0:
-        raise BoxError(f"`{what}` failed: {' '.join(done.stderr.split()[-120:])}")
-    return done.stdout
+def _run(
+    box: Box,
+    command: Sequence[str],
+    what: str,
+    stdin: str = "",
+    meanwhile: Callable[[], None] = lambda: None,
+) -> str:
+    """Run kubectl or helm as the administrator, calling `meanwhile` every two seconds; returns what it printed."""
+    pipe = subprocess.PIPE
+    deadline = time.monotonic() + _INSTALL_SECONDS + 60
+    with subprocess.Popen(
+        [*command, f"--kubeconfig={box.kubeconfig}"],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=box.tool_environment(),
+        text=True,
+    ) as process:
+        given: str | None = stdin
+        while True:
+            try:
+                stdout, stderr = process.communicate(given, timeout=_MEANWHILE_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                given = None  # It has it already.
+                meanwhile()
+            if time.monotonic() > deadline:
+                process.kill()
+                raise BoxError(f"`{what}` did not end within {_INSTALL_SECONDS + 60} s")
+    if process.returncode != 0:
+        raise BoxError(f"`{what}` failed: {' '.join(stderr.split()[-120:])}")
+    return stdout

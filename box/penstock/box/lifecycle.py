@@ -131,14 +131,20 @@ def start_box(options: BoxOptions, stages: Stages, nodes: Sequence[Node] | None 
     try:
         with stages.stage("control plane"):
             box = _launch(options, paths, chosen, programs)
-            with box.kube() as kube:
-                _await_api(box, kube)
-        with stages.stage("nodes") as reporter, box.kube() as kube:
-            _await_nodes(box, kube, frozenset(node.name for node in chosen), reporter.detail)
+            _await_api(box)
+        with stages.stage("nodes") as reporter:
+            _await_nodes(box, reporter.detail)
     except BaseException:
         _end(paths)
         raise
     return box
+
+
+def await_ready(box: Box, stages: Stages) -> None:
+    """Wait until a box that someone else started is whole: its start may have been cut short, or a node be lost."""
+    with stages.stage("ready") as reporter:
+        _await_api(box)
+        _await_nodes(box, reporter.detail)
 
 
 def _launch(options: BoxOptions, paths: BoxPaths, nodes: Sequence[Node], programs: Programs) -> Box:
@@ -163,17 +169,21 @@ def _launch(options: BoxOptions, paths: BoxPaths, nodes: Sequence[Node], program
     return Box(paths, settings)
 
 
-def _await_api(box: Box, kube: Kube) -> None:
-    def ready() -> bool:
-        _check_alive(box)
-        return kube.ok("/readyz")
+def _await_api(box: Box) -> None:
+    with box.kube() as kube:
 
-    wait_until(ready, _API_SECONDS, "the API server", box.paths.logs / "kube-apiserver.log")
-    for path, document in bootstrap_objects():
-        kube.apply(path, document, timeout=30.0)
+        def ready() -> bool:
+            _check_alive(box)
+            return kube.ok("/readyz")
+
+        wait_until(ready, _API_SECONDS, "the API server", box.paths.logs / "kube-apiserver.log")
+        for path, document in bootstrap_objects():
+            kube.apply(path, document, timeout=30.0)
 
 
-def _await_nodes(box: Box, kube: Kube, wanted: frozenset[str], detail: Progress) -> None:
+def _await_nodes(box: Box, detail: Progress) -> None:
+    wanted = frozenset(box.settings.node_names)
+
     def ready() -> bool:
         _check_alive(box)
         have = kube.ready_nodes() & wanted
@@ -181,7 +191,8 @@ def _await_nodes(box: Box, kube: Kube, wanted: frozenset[str], detail: Progress)
         # Without this account the API server takes no pod: a user's first command must not come too early.
         return have == wanted and kube.get("/api/v1/namespaces/default/serviceaccounts/default") is not None
 
-    wait_until(ready, _NODES_SECONDS, f"the nodes {', '.join(sorted(wanted))}", box.paths.logs, poll=0.2)
+    with box.kube() as kube:
+        wait_until(ready, _NODES_SECONDS, f"the nodes {', '.join(sorted(wanted))}", box.paths.logs, poll=0.2)
 
 
 def _check_alive(box: Box) -> None:

@@ -13,7 +13,7 @@ import typer
 from penstock.box.binaries import ALL_PROGRAMS, ensure_programs
 from penstock.box.errors import BoxError
 from penstock.box.install import Deployment, find_example, install, stream_tokens
-from penstock.box.lifecycle import Box, BoxOptions, exclusive, find_box, require_box, start_box, stop_box
+from penstock.box.lifecycle import Box, BoxOptions, await_ready, exclusive, find_box, require_box, start_box, stop_box
 from penstock.box.nodes import DEFAULT_NODES, parse_nodes
 from penstock.box.stages import Stages
 from penstock.cli.progress import TerminalReporter
@@ -68,6 +68,8 @@ def up(
             box = _running(console, name, nodes, api_port, gateway_port)
             if box is None:
                 box = start_box(BoxOptions(name, nodes or DEFAULT_NODES, api_port, gateway_port), stages)
+            else:
+                await_ready(box, stages)
             deployment = None
             if example is not None:
                 deployment = install(box, stages, time_scale=f"{time_scale:g}", example=example)

@@ -36,7 +36,7 @@ class Toolchain:
 def build(
     module: str, names: Sequence[str], pins: Pins, share: Path, work: Path, into: Path, progress: Progress
 ) -> None:
-    """Build `names`, programs of `hack/<module>`, into `into`; `work` is scratch space. Raises BoxError with Go's words."""
+    """Build `names` of `hack/<module>` into `into`; `work` is scratch space. Raises BoxError with Go's words."""
     toolchain = find_toolchain(work, progress)
     source = _writable_copy(share / "hack" / module, work / module)
     packages = [PROGRAMS[name].package for name in names]

@@ -1,4 +1,4 @@
-"""Programs that are on this machine already: in `KUBEBUILDER_ASSETS` or in our cache, at exactly the pinned versions."""
+"""Programs that are on this machine already: in `KUBEBUILDER_ASSETS` or our cache, at exactly the pinned versions."""
 
 from __future__ import annotations
 
