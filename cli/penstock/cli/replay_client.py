@@ -1,7 +1,8 @@
 """One request over one connection, timed: a client light enough not to distort what it measures.
 
 Every request has its own connection, as independent users have, and is never sent again: what the server
-does with it is the result. Bytes are timed when the event loop delivers them and otherwise left alone.
+does with it is the result. Bytes are timed when the event loop delivers them and otherwise left alone. Times are of
+the monotonic clock: uvloop's own stands still within a turn of the loop and counts whole milliseconds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 import socket
 import ssl
+import time
 from dataclasses import dataclass, replace
 from typing import cast
 from urllib.parse import urlsplit
@@ -105,7 +107,6 @@ class _Exchange(asyncio.Protocol):
     """Writes one request, watches its response; `finished` is set when nothing more will come."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, request: tuple[bytes, bytes]) -> None:
-        self._loop = loop
         self._request = request
         self._parser = httptools.HttpResponseParser(self)
         self._error = b""
@@ -121,7 +122,7 @@ class _Exchange(asyncio.Protocol):
         cast(asyncio.WriteTransport, transport).writelines(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self.last_byte_at = self._loop.time()
+        self.last_byte_at = time.monotonic()
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, ValueError):
@@ -140,7 +141,7 @@ class _Exchange(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         if self.status == 200 and self.streamed:
-            self.watch.feed(body, self.last_byte_at or self._loop.time())
+            self.watch.feed(body, self.last_byte_at or time.monotonic())
         elif len(self._error) < _MAX_ERROR_BYTES:
             self._error += body[:_MAX_ERROR_BYTES]
 
@@ -174,15 +175,15 @@ async def send(
 ) -> Outcome:
     """Send one request now and say what became of it; never raises but for cancellation.
 
-    `due` and `start` are times of the event loop's clock: when the request ought to be sent, and when the run began.
+    `due` and `start` are times of the monotonic clock: when the request ought to be sent, and when the run began.
     """
     loop = asyncio.get_running_loop()
-    sent = loop.time()
+    sent = time.monotonic()
     exchange = _Exchange(loop, (target.head(request_id, len(body)), body))
     broken, detail = await _converse(loop, target, exchange, timeouts)
     verdict, error, end, detail = _judge(exchange, broken, detail)
     first = exchange.watch.first_content_at or exchange.watch.first_event_at
-    ended = exchange.last_byte_at if error is None and exchange.last_byte_at else loop.time()
+    ended = exchange.last_byte_at if error is None and exchange.last_byte_at else time.monotonic()
     return Outcome(
         index=index,
         verdict=verdict,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -116,9 +117,9 @@ class _Run:
     async def _send_all(self) -> None:
         requests = self._plan.trace.requests
         body = self._bodies.body(requests[0], 0) if requests else b""
-        self._start = self._loop.time()
+        self._start = time.monotonic()
         for index, request in enumerate(requests):
-            await asyncio.sleep(max(0.0, self._start + request.arrival_s - self._loop.time()))
+            await asyncio.sleep(max(0.0, self._start + request.arrival_s - time.monotonic()))
             await self._take_place()
             task = self._loop.create_task(self._one(index, request, body))
             self._progress.sent += 1
@@ -154,7 +155,7 @@ class _Run:
         self._tick()
 
     def _interrupted(self, index: int, request: TraceRequest) -> Outcome:
-        now = self._loop.time() - self._start
+        now = time.monotonic() - self._start
         return Outcome(
             index,
             Verdict.FAILED,

@@ -102,7 +102,10 @@ def warnings(report: Report) -> list[str]:
     said: list[str] = []
     lag = report.schedule_lag_seconds.p99
     if lag is not None and lag > LATE_S:
-        said.append(f"warning: this client was the bottleneck: 1 request in 100 was sent {_time(lag)} late or later")
+        said.append(
+            f"warning: this machine, not the server, was the bottleneck: "
+            f"1 request in 100 went out {_time(lag)} late or later"
+        )
     if held := report.run.get("held_back"):
         said.append(f"warning: {held} requests waited for --max-in-flight: the load was lower than the trace's")
     if report.short_outputs:
