@@ -23,7 +23,7 @@ from penstock.operator.shell.settings import Settings, parse
 from penstock.operator.shell.store import Kind, Store
 from penstock.operator.shell.sweeper import Sweeper
 
-SETTLE_S = 0.02
+SETTLE_S = 0.05
 """A burst of events about one deployment becomes one reconcile."""
 
 log = logging.getLogger(__name__)

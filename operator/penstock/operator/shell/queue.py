@@ -25,9 +25,9 @@ class Pace:
     """Mean of twice the first retry's wait (full jitter draws from zero to here)."""
     backoff_cap_s: float = 60.0
     """Longest wait between retries of a key that keeps failing."""
-    rate_per_s: float = 50.0
+    rate_per_s: float = 200.0
     """Reconciles a second over all keys, in the long run."""
-    burst: float = 100.0
+    burst: float = 400.0
     """Reconciles that may come at once after a quiet time."""
 
 

@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     )
     parser.add_argument("--health-port", type=int, default=default("health-port", "8081"))
     parser.add_argument("--metrics-port", type=int, default=default("metrics-port", "9090"))
-    parser.add_argument("--workers", type=int, default=default("workers", "4"), help="reconciles at the same time")
+    parser.add_argument("--workers", type=int, default=default("workers", "8"), help="reconciles at the same time")
     parser.add_argument("--endpoint", default=default("endpoint", ""), help="OpenAI base address shown in status")
     parser.add_argument("--log-level", choices=LEVELS, default=default("log-level", "info"))
     given = parser.parse_args(arguments)
