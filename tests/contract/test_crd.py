@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import pytest
 import yaml
-from penstock.api import KINDS, ApiModel
+from penstock.api import KINDS, ApiModel, ModelDeploymentSpec, RolloutSpec
 from penstock.api.crd import SchemaError, custom_resource_definition, structural
-from penstock.api.modeldeployment import ModelDeploymentSpec, RolloutSpec
 from pydantic import Field, StringConstraints
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -31,6 +31,12 @@ from penstock.api.base import (
     ObjectMeta,
     OwnerReference,
 )
+from penstock.api.deploymentstatus import (
+    ModelDeploymentStatus,
+    PlanStatus,
+    PoolStatus,
+    ProfileStatus,
+)
 from penstock.api.engineclass import (
     DRAIN_MARGIN_SECONDS,
     Adapter,
@@ -49,18 +55,9 @@ from penstock.api.modeldeployment import (
     ModelArchitectureRef,
     ModelDeployment,
     ModelDeploymentSpec,
-    ModelDeploymentStatus,
     ModelSource,
     ModelSpec,
     Objectives,
-    ParallelismSpec,
-    PlanStatus,
-    PoolSpec,
-    PoolStatus,
-    ProfileStatus,
-    ReplicaRange,
-    Role,
-    RolloutSpec,
     RoutingSpec,
 )
 from penstock.api.performanceprofile import (
@@ -72,6 +69,13 @@ from penstock.api.performanceprofile import (
     PrefillCoefficients,
 )
 from penstock.api.pods import EnvVar, LocalReference
+from penstock.api.pools import (
+    ParallelismSpec,
+    PoolSpec,
+    ReplicaRange,
+    Role,
+    RolloutSpec,
+)
 from penstock.api.quantities import (
     format_duration,
     parse_decimal,

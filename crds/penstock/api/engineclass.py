@@ -20,8 +20,8 @@ from penstock.api.base import (
     short_name_rule,
 )
 from penstock.api.engine_args import EngineArg, EngineArgs, VariantArgs
-from penstock.api.modeldeployment import ImageName
 from penstock.api.pods import EnvVar, LocalReference, PodTemplate
+from penstock.api.pools import ImageName
 from penstock.api.quantities import parse_decimal, parse_duration
 from pydantic import ConfigDict, Field
 

@@ -11,36 +11,22 @@ from penstock.api.base import (
     ApiModel,
     ApiObject,
     Column,
-    Condition,
-    CountOrPercent,
     Duration,
     KindInfo,
     Name,
     Percent,
     PositiveDecimal,
     Rule,
-    Text,
     map_list,
     rules,
-    set_list,
     short_name_rule,
 )
+from penstock.api.deploymentstatus import ModelDeploymentStatus
 from penstock.api.engine_args import EngineArgs
 from penstock.api.pods import EnvVar, LocalReference, PodTemplate
-from penstock.api.quantities import parse_decimal, parse_duration, parse_percent, resolve_share
+from penstock.api.pools import ImageName, ModelName, PoolSpec, RolloutSpec
+from penstock.api.quantities import parse_decimal, parse_duration, parse_percent
 from pydantic import ConfigDict, Field, StringConstraints
-
-PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=20)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", min_length=1, max_length=200)]
-ImageName = Annotated[str, StringConstraints(pattern=r"^[^\s]+$", min_length=1, max_length=512)]
-
-
-class Role(StrEnum):
-    """What the workers of a pool do."""
-
-    PREFILL = "Prefill"
-    DECODE = "Decode"
-    PREFILL_DECODE = "PrefillDecode"
 
 
 class Disaggregation(StrEnum):
@@ -184,88 +170,6 @@ class Objectives(ApiModel):
         return parse_duration(self.window)
 
 
-class ParallelismSpec(ApiModel):
-    """How one worker is spread over accelerators."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                "self.tensor * self.pipeline * self.data <= 64",
-                "parallelism asks for more than 64 accelerators per worker; lower tensor, pipeline or data, and raise"
-                " replicas instead",
-            ),
-            Rule(
-                "self.expert == 1 || self.expert == self.tensor * self.data",
-                "parallelism.expert must be 1 (off) or tensor x data: experts are spread over all of those ranks",
-            ),
-        )
-    )
-
-    tensor: Annotated[int, Field(ge=1, le=64)] = 1
-    """Accelerators that share each layer."""
-    pipeline: Annotated[int, Field(ge=1, le=64)] = 1
-    """Stages that hold consecutive layers."""
-    data: Annotated[int, Field(ge=1, le=64)] = 1
-    """Copies of the attention layers inside one worker (data-parallel attention)."""
-    expert: Annotated[int, Field(ge=1, le=64)] = 1
-    """Ranks the experts of a mixture-of-experts model are spread over; 1 is off."""
-
-    @property
-    def accelerators(self) -> int:
-        """Accelerators one worker holds."""
-        return self.tensor * self.pipeline * self.data
-
-
-class ReplicaRange(ApiModel):
-    """Fewest and most workers of a pool."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                "!has(self.max) || self.min <= self.max",
-                "replicas.min must not be above replicas.max; lower min or raise max",
-                "'replicas.min %d is above replicas.max %d; lower min or raise max'.format([self.min, self.max])",
-            )
-        )
-    )
-
-    min: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """Fewest workers."""
-    max: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Most workers; left out: as many as `min`, so the pool has a fixed size."""
-
-    @property
-    def upper(self) -> int:
-        """Most workers, whether or not `max` is given."""
-        return max(self.min, 1) if self.max is None else self.max
-
-
-class PoolSpec(ApiModel):
-    """Workers of one role; each accelerator class listed becomes one WorkerPool."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                "self.role == oldSelf.role",
-                "a pool's role is immutable; remove this pool and add one with another name",
-                "'the role of pool ' + self.name + ' is immutable (' + oldSelf.role + '); remove the pool and add one"
-                " with another name'",
-            )
-        )
-    )
-
-    name: PoolName
-    """Name of the pool within the deployment."""
-    role: Role = Role.PREFILL_DECODE
-    """What its workers do."""
-    accelerator_classes: Annotated[list[Name], Field(json_schema_extra=set_list(max_items=8, min_items=1))]
-    """Accelerator classes it may run on; their WorkerPools share the range of `replicas`."""
-    parallelism: ParallelismSpec = Field(default_factory=ParallelismSpec)
-    """How one worker is spread over accelerators."""
-    replicas: ReplicaRange = Field(default_factory=ReplicaRange)
-    """Bounds of the sum of workers over the accelerator classes."""
-
-
 class RoutingSpec(ApiModel):
     """How requests are sent to workers."""
 
@@ -322,39 +226,6 @@ class AutoscalingSpec(ApiModel):
     """Limits over all pools."""
     scale_to_zero_after: Duration | None = None
     """Idle time after which all workers are given back; needs `min: 0` in every pool."""
-
-
-class RolloutSpec(ApiModel):
-    """How a change of the pod template replaces workers."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                "!(string(self.maxSurge) in ['0', '0%'] && string(self.maxUnavailable) in ['0', '0%'])",
-                "rollout.maxSurge and rollout.maxUnavailable are both 0, so no worker could ever be replaced; set"
-                " maxUnavailable to 1 where no accelerator is spare",
-            ),
-            Rule(
-                "(type(self.maxSurge) != int || self.maxSurge >= 0)"
-                " && (type(self.maxUnavailable) != int || self.maxUnavailable >= 0)",
-                "rollout.maxSurge and rollout.maxUnavailable must be 0 or more; give a count or a percentage",
-            ),
-        )
-    )
-
-    max_surge: CountOrPercent = 1
-    """Workers above the wanted number during a roll: a count, or a percentage rounded up."""
-    max_unavailable: CountOrPercent = 0
-    """Workers below the wanted number during a roll: a count, or a percentage rounded down."""
-
-    def surge(self, replicas: int) -> int:
-        """Workers allowed above `replicas`."""
-        return resolve_share(self.max_surge, replicas, round_up=True)
-
-    def unavailable(self, replicas: int) -> int:
-        """Workers allowed below `replicas`; at least 1 where rounding left neither, as Kubernetes does."""
-        below = resolve_share(self.max_unavailable, replicas, round_up=False)
-        return 1 if below == 0 and self.surge(replicas) == 0 else below
 
 
 class ModelDeploymentSpec(ApiModel):
@@ -431,90 +302,6 @@ class ModelDeploymentSpec(ApiModel):
     """How a change of the pod template replaces workers."""
     pod_template: PodTemplate | None = None
     """Merged over the engine class's pod template: tolerations, volumes, service account, runtime class, labels."""
-
-
-class PoolStatus(ApiModel):
-    """One WorkerPool as last seen."""
-
-    name: PoolName
-    """Pool in the spec (`serve` where the spec has none)."""
-    accelerator_class: Name
-    """Accelerator class of this WorkerPool."""
-    role: Role
-    """What its workers do."""
-    worker_pool: Annotated[str, StringConstraints(max_length=253)] = ""
-    """Name of the WorkerPool object."""
-    replicas: Annotated[int, Field(ge=0)] = 0
-    """Workers wanted."""
-    ready_replicas: Annotated[int, Field(ge=0)] = 0
-    """Workers ready."""
-    updated_replicas: Annotated[int, Field(ge=0)] = 0
-    """Workers of the current revision."""
-    accelerators_per_worker: Annotated[int, Field(ge=0)] = 0
-    """Accelerators one worker holds."""
-    revision: Annotated[str, StringConstraints(max_length=63)] = ""
-    """Revision the pool is moving to, or is at."""
-    cost_per_hour: Annotated[str, StringConstraints(max_length=32)] = ""
-    """Money per hour of the wanted workers; empty where the class has no price."""
-    message: Text = ""
-    """What runs here, and why here."""
-
-
-class PlanStatus(ApiModel):
-    """The present plan: what it holds, costs and why."""
-
-    reason: Text = ""
-    """Why these pools with these numbers."""
-    cost_per_hour: Annotated[str, StringConstraints(max_length=32)] = ""
-    """Money per hour of all wanted workers; empty where a class has no price."""
-    accelerators: Annotated[int, Field(ge=0)] = 0
-    """Accelerators of all wanted workers."""
-
-
-class ProfileStatus(ApiModel):
-    """The profile in use for one accelerator class."""
-
-    accelerator_class: Name
-    """Accelerator class it describes."""
-    source: Literal["Online", "Benchmark", "Catalogue", "Roofline"]
-    """Where its figures come from."""
-    name: Annotated[str, StringConstraints(max_length=253)] = ""
-    """PerformanceProfile object; empty where the figures come from the catalogue or the roofline."""
-    provenance: Text = ""
-    """Publication or measurement behind the figures."""
-
-
-class ModelDeploymentStatus(ApiModel):
-    """What the operator and the router last saw."""
-
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """`metadata.generation` that this status was computed from."""
-    conditions: Annotated[list[Condition], Field(json_schema_extra=map_list("type", max_items=16))] = Field(
-        default_factory=list
-    )
-    """Aspects of the deployment; `Ready` sums them up."""
-    workers: Annotated[str, StringConstraints(max_length=32)] = ""
-    """Ready and wanted workers, as `2/3`."""
-    replicas: Annotated[int, Field(ge=0)] = 0
-    """Workers wanted, over all pools."""
-    ready_replicas: Annotated[int, Field(ge=0)] = 0
-    """Workers ready, over all pools."""
-    pools: Annotated[list[PoolStatus], Field(json_schema_extra=map_list("name", "acceleratorClass", max_items=128))] = (
-        Field(default_factory=list)
-    )
-    """What runs where."""
-    plan: PlanStatus | None = None
-    """The present plan."""
-    engine_class: Annotated[str, StringConstraints(max_length=253)] = ""
-    """EngineClass in use."""
-    profiles: Annotated[list[ProfileStatus], Field(json_schema_extra=map_list("acceleratorClass", max_items=64))] = (
-        Field(default_factory=list)
-    )
-    """Profiles in use."""
-    endpoint: Annotated[str, StringConstraints(max_length=1024)] = ""
-    """Base address of the OpenAI endpoint inside the cluster."""
-    message: Text = ""
-    """What runs where and why, in a sentence or two."""
 
 
 class ModelDeployment(ApiObject):

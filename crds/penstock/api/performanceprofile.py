@@ -20,7 +20,7 @@ from penstock.api.base import (
     map_list,
     rules,
 )
-from penstock.api.modeldeployment import ModelName, ParallelismSpec
+from penstock.api.pools import ModelName, ParallelismSpec
 from penstock.api.quantities import parse_decimal
 from pydantic import ConfigDict, Field, StringConstraints
 

@@ -7,8 +7,8 @@ field through the scale subresource, within bounds that the API server itself ho
 from typing import Annotated, ClassVar, Literal
 
 from penstock.api.base import ApiModel, ApiObject, Column, Condition, KindInfo, Name, Rule, Scale, Text, map_list, rules
-from penstock.api.modeldeployment import ModelName, ParallelismSpec, PoolName, Role, RolloutSpec
 from penstock.api.pods import RenderedPodTemplate
+from penstock.api.pools import ModelName, ParallelismSpec, PoolName, Role, RolloutSpec
 from pydantic import ConfigDict, Field, StringConstraints
 
 
