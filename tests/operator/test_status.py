@@ -2,7 +2,8 @@
 
 import pytest
 from penstock.operator.decisions.desired import desired
-from penstock.operator.decisions.reading import epoch, read_node, read_pod
+from penstock.operator.decisions.reading import read_node, read_pod
+from penstock.operator.decisions.times import epoch
 
 POOL = "llama-serve-a100-80g"
 
@@ -103,7 +104,10 @@ def test_a_pod_beyond_its_grace_is_an_overlap_and_time_is_watched(world):
     assert told(world, "Degraded")[0] == "False"
     world.now = epoch("2027-01-15T09:00:40Z")
     status, reason, message = told(world, "Degraded")
-    assert (status, reason) == ("True", "TerminatingOverlap") and "40 s ago" in message
+    assert (status, reason) == ("True", "TerminatingOverlap") and "by 2027-01-15T09:00:00Z" in message
+    for _ in range(3):
+        world.now += 1
+        assert desired(world.observe()).writes == (), "time alone must not write"
 
 
 def test_a_quota_that_allows_no_pods(world):

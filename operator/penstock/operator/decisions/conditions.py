@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from penstock.api import ConditionType, Reason
 from penstock.operator.decisions.health import PoolHealth
+from penstock.operator.decisions.times import rfc3339
 
 Status = Literal["True", "False", "Unknown"]
 MESSAGE_LIMIT = 1024
@@ -121,11 +121,6 @@ def dated(
     """Conditions as stored: the transition time moves only when the status does."""
     before = {condition.get("type"): condition for condition in stored}
     return [_dated(verdict, before.get(str(verdict.type)), generation, now) for verdict in verdicts]
-
-
-def rfc3339(now: float) -> str:
-    """Epoch seconds as Kubernetes writes times, to the second."""
-    return datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _dated(verdict: Verdict, before: Mapping[str, Any] | None, generation: int, now: float) -> dict[str, Any]:

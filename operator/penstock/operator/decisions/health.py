@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from penstock.operator.decisions.observed import Node, Pod
+from penstock.operator.decisions.times import rfc3339
 from penstock.operator.decisions.workers import WorkerState
 
 IMAGE_REASONS = frozenset(
@@ -80,7 +81,7 @@ def health_of(state: WorkerState, least: int, nodes: Iterable[Node], now: float)
         image=tuple(_say(pod) for pod in live if pod.waiting in IMAGE_REASONS),
         crashing=tuple(_say(pod) for pod in live if pod.waiting in CRASH_REASONS),
         unready=tuple(_unready(pod, down) for pod in live if _is_unready(pod, down)),
-        overdue=tuple(_overdue(pod, now) for pod in state.pods if _is_overdue(pod, now)),
+        overdue=tuple(_overdue(pod) for pod in state.pods if _is_overdue(pod, now)),
         next_deadline=min((t for t in deadlines if t > now), default=None),
     )
 
@@ -111,8 +112,9 @@ def _is_overdue(pod: Pod, now: float) -> bool:
     return pod.gone_by is not None and not pod.finished and pod.gone_by <= now
 
 
-def _overdue(pod: Pod, now: float) -> str:
+def _overdue(pod: Pod) -> str:
+    # The time, not the age: a sentence that grows older by itself would be written for ever.
     return (
-        f"worker {pod.meta.name} should have ended {now - (pod.gone_by or now):.0f} s ago and still holds its "
-        f"accelerators on node {pod.node or '?'}"
+        f"worker {pod.meta.name} should have ended by {rfc3339(pod.gone_by or 0.0)} and still holds its accelerators "
+        f"on node {pod.node or 'unknown'}"
     )

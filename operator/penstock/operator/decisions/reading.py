@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
 from penstock.api import ModelDeploymentSpec
 from penstock.api.base import LABEL_REVISION
 from penstock.operator.decisions.observed import Deployment, Meta, Node, Pod, Pool, Raw, ReplicaSet
+from penstock.operator.decisions.times import epoch
 from penstock.operator.decisions.writes import Ref
 from pydantic import ValidationError
 
@@ -92,11 +92,6 @@ def read_node(stored: Raw) -> Node:
     schedulable = not (stored.get("spec") or {}).get("unschedulable", False)
     metadata = stored["metadata"]
     return Node(metadata["name"], metadata.get("labels") or {}, ready, schedulable, devices)
-
-
-def epoch(text: str) -> float:
-    """Epoch seconds of an RFC 3339 time."""
-    return datetime.fromisoformat(text).timestamp()
 
 
 def _holds(condition: Mapping[str, Any], kind: str) -> bool:

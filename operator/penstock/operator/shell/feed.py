@@ -53,6 +53,11 @@ class Feed:
         """Begin to watch."""
         self._thread.start()
 
+    @property
+    def dead(self) -> bool:
+        """Whether the watches ended without being told to: only a new process mends that."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._stopping.is_set()
+
     async def stop(self, timeout_s: float = 5.0) -> None:
         """End the watches; the thread is a daemon, so a hanging one does not hold up the process."""
         self._stopping.set()

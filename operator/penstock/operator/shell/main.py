@@ -58,7 +58,6 @@ class Operator:
             endpoint=settings.endpoint,
         )
         self._elected = self._leader.elected if settings.leader_election else asyncio.Event()
-        self._failed: list[str] = []
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then hand over: writes end first, then the lease goes, then the watches."""
@@ -122,7 +121,7 @@ class Operator:
         return "" if self._sweeper.synced.is_set() else "the cluster was not listed yet"
 
     def _not_alive(self) -> str:
-        return ""
+        return "the watching thread has ended" if self._feed.dead else ""
 
     def _refresh(self) -> None:
         self._metrics.leader.set(self._holds())
