@@ -238,3 +238,14 @@ def test_the_build_cache_is_ours_and_not_the_users(tmp_path: Path) -> None:
     assert toolchain.env["GOMODCACHE"].startswith(str(tmp_path / "work"))
     assert toolchain.env["CGO_ENABLED"] == "0"
     assert "-mod=readonly" in toolchain.env["GOFLAGS"]
+
+
+def test_a_compiler_that_we_bring_leaves_nothing_in_the_users_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _script(tmp_path / "brought" / "go", "")
+    monkeypatch.setattr("penstock.box.binaries.build.shutil.which", lambda _name: None)
+    monkeypatch.setattr("penstock.box.binaries.build._install_go", lambda _folder: str(tmp_path / "brought" / "go"))
+    env = find_toolchain(tmp_path / "work", lambda *_: None).env
+    for variable in ("HOME", "XDG_CONFIG_HOME", "GOCACHE", "GOPATH", "GOMODCACHE"):
+        assert env[variable].startswith(str(tmp_path / "work"))

@@ -9,7 +9,7 @@ import pytest
 from penstock.box import lifecycle
 from penstock.box.errors import BoxError
 from penstock.box.lifecycle import _door, exclusive, find_box, require_box, stop_box
-from penstock.box.namespaces import box_command, check_namespaces, node_command, refusal
+from penstock.box.namespaces import box_command, check_namespaces, node_command, refusal, ways_out
 from penstock.box.paths import BoxPaths, cache_root, share_root, state_root
 from penstock.box.stages import Silent, Stages
 
@@ -114,8 +114,15 @@ def test_where_namespaces_are_refused_the_user_hears_two_ways_out(
     fake.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2; exit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("penstock.box.namespaces.os.geteuid", lambda: 1000)
     with pytest.raises(BoxError, match=r"sudo.*helm install"):
         check_namespaces()
+
+
+def test_sudo_is_not_offered_where_it_would_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.box.namespaces.os.geteuid", lambda: 0)
+    assert "privileged" in ways_out("a seccomp filter is on")
+    assert "sysctl -w user.max_user_namespaces" in ways_out("the setting user.max_user_namespaces is 0")
 
 
 def test_a_machine_that_is_not_linux_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,8 @@ _BOX_FLAGS = (
 )
 _NODE_FLAGS = ("--mount", "--pid", "--mount-proc", "--fork", "--kill-child")
 
-WAYS_OUT = (
-    "Two ways out: run the same command with sudo, or use a cluster you have (for example `kind create cluster`) "
-    "and `helm install penstock charts/penstock`."
-)
+_OWN_CLUSTER = "use a cluster you have (for example `kind create cluster`) and `helm install penstock charts/penstock`"
+_ELSEWHERE = f"Two ways out: a Linux virtual machine, or {_OWN_CLUSTER}."
 
 
 def box_command(command: Sequence[str]) -> list[str]:
@@ -54,21 +52,25 @@ def _init(command: Sequence[str]) -> list[str]:
 def check_namespaces() -> None:
     """Raise BoxError, with cause and ways out, where this user cannot have namespaces of their own."""
     if platform.system() != "Linux":
-        raise BoxError(
-            f"the box needs Linux namespaces and this machine runs {platform.system()}. {_WAYS_OUT_ELSEWHERE}"
-        )
+        raise BoxError(f"the box needs Linux namespaces and this machine runs {platform.system()}. {_ELSEWHERE}")
     if shutil.which("unshare") is None:
         raise BoxError("the box needs the program `unshare`: install the package util-linux")
     probe = ["unshare", *_BOX_FLAGS, "--", *_nested_probe()]
     done = subprocess.run(probe, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode != 0:
-        raise BoxError(f"this machine does not allow the namespaces of a box: {refusal(done.stderr)}. {WAYS_OUT}")
+        cause = refusal(done.stderr)
+        raise BoxError(f"this machine does not allow the namespaces of a box: {cause}. {ways_out(cause)}")
 
 
-_WAYS_OUT_ELSEWHERE = (
-    "Two ways out: a Linux virtual machine, or a cluster you have (for example `kind create cluster`) "
-    "and `helm install penstock charts/penstock`."
-)
+def ways_out(cause: str) -> str:
+    """The two ways out, given the cause: sudo helps where only unprivileged users are refused."""
+    if "max_user_namespaces" in cause:
+        first = "allow them (`sudo sysctl -w user.max_user_namespaces=10000`)"
+    elif os.geteuid() == 0:
+        first = "run outside this container, or in one that may make namespaces (`docker run --privileged`)"
+    else:
+        first = "run the same command with sudo"
+    return f"Two ways out: {first}, or {_OWN_CLUSTER}."
 
 
 def _nested_probe() -> list[str]:
