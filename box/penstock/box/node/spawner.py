@@ -47,8 +47,8 @@ def serve(sock: socket.socket, server_pid: int) -> int:
         if sock.fileno() in ready:
             try:
                 _answer(sock, own_pids)
-            except (EOFError, ConnectionError):
-                return 1
+            except (EOFError, ConnectionError):  # the server has ended, or is about to
+                return os.waitstatus_to_exitcode(os.waitpid(server_pid, 0)[1])
         if wake_read in ready:
             os.read(wake_read, 4096)
             status = _bury(sock, server_pid)
