@@ -70,9 +70,9 @@ class LeastLoaded:
         loads = outstanding_tokens(view, slots, now)
         equal = _smallest(loads)
         if len(equal) == 1:
-            best, reason = equal[0], _LEAST
+            best, reason = int(equal[0]), _LEAST
         else:
-            best, reason = equal[_lowest(view.last_pick[slots[equal]], seed)], _TURN
+            best, reason = int(equal[_lowest(view.last_pick[slots[equal]], seed)]), _TURN
         return _picked(self.name, reason, request, view, slots, loads, best, unit="tokens")
 
 
@@ -105,7 +105,7 @@ def no_candidate(request: Request, view: FleetView) -> Rejection:
     return Rejection(RejectReason.NO_WORKERS, message, retry_after=5.0)
 
 
-def _smallest(values: Scores) -> list[int]:
+def _smallest(values: Scores) -> list[int] | Slots:
     """Indices of the smallest value. Below some dozens of values a plain list is faster than an array."""
     if values.size <= _FEW:
         plain = values.tolist()
@@ -113,14 +113,13 @@ def _smallest(values: Scores) -> list[int]:
         if plain.count(least) == 1:
             return [plain.index(least)]
         return [i for i, value in enumerate(plain) if value == least]
-    found: list[int] = np.flatnonzero(values == values.min()).tolist()
-    return found
+    return np.flatnonzero(values == values.min())
 
 
 def _lowest(values: Scores, seed: int) -> int:
     """Index of the smallest value; the seed chooses among equals."""
     equal = _smallest(values)
-    return equal[seed % len(equal)]
+    return int(equal[seed % len(equal)])
 
 
 def _picked(
