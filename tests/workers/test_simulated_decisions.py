@@ -3,12 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.core.wire import WireError
-from penstock.core.wire.openai import ChatMessage, ChatRequest, CompletionRequest
-from penstock.workers.decisions.simulated.faults import Faults, parse_faults
-from penstock.workers.decisions.simulated.generation import Output, planned_length, seed_of
-from penstock.workers.decisions.simulated.requests import EngineShape, RequestError, plan_chat, plan_completion
-from penstock.workers.decisions.simulated.tokenizer import (
+from penstock.core.tokens.builtin import (
     FIRST_WORD,
     VOCABULARY,
     decode,
@@ -17,6 +12,11 @@ from penstock.workers.decisions.simulated.tokenizer import (
     token_of,
     word,
 )
+from penstock.core.wire import WireError
+from penstock.core.wire.openai import ChatMessage, ChatRequest, CompletionRequest
+from penstock.workers.decisions.simulated.faults import Faults, parse_faults
+from penstock.workers.decisions.simulated.generation import Output, planned_length, seed_of
+from penstock.workers.decisions.simulated.requests import EngineShape, RequestError, plan_chat, plan_completion
 
 tokens = st.integers(0, VOCABULARY - 1)
 prompts = st.lists(tokens, min_size=1, max_size=40)

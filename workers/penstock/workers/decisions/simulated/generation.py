@@ -8,7 +8,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 
-from penstock.workers.decisions.simulated.tokenizer import FIRST_WORD, VOCABULARY, word
+from penstock.core.tokens.builtin import FIRST_WORD, VOCABULARY, word
 
 _SPAN = VOCABULARY - FIRST_WORD
 _MASK = (1 << 64) - 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.core.tokens.builtin import VOCABULARY, encode, render_chat
 from penstock.core.wire.openai import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -14,7 +15,6 @@ from penstock.core.wire.openai import (
     GenerationRequest,
 )
 from penstock.workers.decisions.simulated.generation import planned_length, seed_of
-from penstock.workers.decisions.simulated.tokenizer import VOCABULARY, encode, render_chat
 
 MAX_CHOICES = 128
 """Sequences one request may ask for (prompts times n): keeps one request from filling the waiting queue."""

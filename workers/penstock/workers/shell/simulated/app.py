@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 from penstock.core.engine import Finished
+from penstock.core.tokens.builtin import VOCABULARY, decode, encode, render_chat, word
 from penstock.core.wire import WireError, decode_remote_blocks, openai, wants_decode_leg, wants_prefill_leg
 from penstock.core.wire.openai import (
     ChatRequest,
@@ -31,7 +32,6 @@ from penstock.workers.decisions.simulated.requests import (
     plan_chat,
     plan_completion,
 )
-from penstock.workers.decisions.simulated.tokenizer import VOCABULARY, decode, encode, render_chat, word
 from penstock.workers.shell.simulated.driver import Driver, Live
 from penstock.workers.shell.simulated.http import TEXT, Exchange, Request, Server
 from penstock.workers.shell.simulated.kv_events import EventPublisher

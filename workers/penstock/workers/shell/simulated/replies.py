@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 from penstock.core.engine import Finished
+from penstock.core.tokens.builtin import decode, word
 from penstock.core.wire import openai
 from penstock.core.wire.openai import ChunkWriter, PromptTokensDetails, Usage
 from penstock.workers.decisions.simulated.requests import Choice, Generation
-from penstock.workers.decisions.simulated.tokenizer import decode, word
 from penstock.workers.shell.simulated.http import Exchange
 
 _serial = itertools.count()
