@@ -302,6 +302,18 @@ def test_a_pod_the_server_refuses_is_said_in_its_words(cluster: Cluster, operato
     eventually(lambda: cluster.condition("Accepted").get("status") == "True", "acceptance after mending")
 
 
+def test_what_is_taken_out_of_the_pod_template_is_gone(cluster: Cluster, operator: Operator) -> None:
+    running_deployment(cluster)
+    before = cluster.get("wpool", POOL)["spec"]
+    extra = {"metadata": {"annotations": {"team": "chat"}}, "spec": {"tolerations": [{"key": "spot"}]}}
+    cluster.patch("mdep", "llama", {"podTemplate": extra})
+    eventually(lambda: "spot" in str(cluster.get("wpool", POOL)["spec"]["template"]), "the toleration")
+    cluster.must("patch", "mdep", "llama", "--type=json", "-p", '[{"op": "remove", "path": "/spec/podTemplate"}]')
+    eventually(lambda: cluster.get("wpool", POOL)["spec"]["revision"] == before["revision"], "the old revision")
+    assert cluster.get("wpool", POOL)["spec"]["template"] == before["template"]
+    eventually(lambda: sorted(cluster.replicas().values()) == [0, 2], "the roll back")
+
+
 def test_scale_within_bounds_survives_a_killed_operator(cluster: Cluster, rights: Path, log: Path) -> None:
     first = Operator(rights, log, "--no-leader-election")
     try:
