@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 from penstock.router.shell.forms import CONTINUE, Fault, fault_response, head
+from penstock.router.shell.inbound import NOTED, Inbound
 
 if TYPE_CHECKING:
     from penstock.router.shell.exchange import Exchange
@@ -21,59 +22,6 @@ _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 256 * 1024 * 1024
 _IGNORED_BODY = 64 * 1024
 """A body nobody wants is read to its end up to this size, to keep the connection; larger, it is closed."""
-
-
-class Inbound:
-    """One request as it arrives."""
-
-    __slots__ = (
-        "body",
-        "body_until",
-        "buffered",
-        "connection",
-        "expect",
-        "fault",
-        "fields",
-        "forwarded_for",
-        "head_bytes",
-        "hosts",
-        "http_1_0",
-        "keep_alive",
-        "length",
-        "method",
-        "path",
-        "request_id",
-        "size",
-        "target",
-        "whole",
-    )
-
-    def __init__(self) -> None:
-        """Nothing has arrived yet."""
-        self.target = b""
-        self.path = b""
-        """Target without its query."""
-        self.method = b""
-        self.fields: list[tuple[bytes, bytes, bytes]] = []
-        """Header fields: name in lower case, name as sent, value."""
-        self.head_bytes = 0
-        self.hosts = 0
-        self.http_1_0 = False
-        self.keep_alive = False
-        self.connection = b""
-        self.expect = b""
-        self.forwarded_for = b""
-        self.request_id = b""
-        self.length = 0
-        self.body: list[bytes] = []
-        self.body_until = _NEVER
-        """Loop time by which the whole body must be here, however steadily it drips."""
-        self.size = 0
-        self.buffered = 0
-        """Bytes counted in the gateway's buffer budget for this request."""
-        self.whole = False
-        """Whether its last byte has come."""
-        self.fault: Fault | None = None
 
 
 class ClientConnection(asyncio.Protocol):
@@ -214,7 +162,7 @@ class ClientConnection(asyncio.Protocol):
         inbound.head_bytes += len(name) + len(value) + 4
         lower = name.lower()
         inbound.fields.append((lower, name, value))
-        special = _SPECIAL.get(lower)
+        special = NOTED.get(lower)
         if special is not None:
             special(inbound, value)
 
@@ -486,42 +434,3 @@ def _closing(fault: Fault) -> Fault:
 
 def _head_too_large(limit: int) -> Fault:
     return Fault(431, f"The request's head is larger than {limit} bytes.", "header_too_large", close=True)
-
-
-def _set_host(inbound: Inbound, value: bytes) -> None:
-    inbound.hosts += 1
-
-
-def _set_connection(inbound: Inbound, value: bytes) -> None:
-    inbound.connection = inbound.connection + b"," + value if inbound.connection else value
-
-
-def _set_expect(inbound: Inbound, value: bytes) -> None:
-    inbound.expect = value
-
-
-def _set_length(inbound: Inbound, value: bytes) -> None:
-    inbound.length = int(value)
-
-
-def _set_chunked(inbound: Inbound, value: bytes) -> None:
-    inbound.length = max(inbound.length, 1)  # unknown, but there is a body
-
-
-def _set_request_id(inbound: Inbound, value: bytes) -> None:
-    inbound.request_id = value
-
-
-def _set_forwarded(inbound: Inbound, value: bytes) -> None:
-    inbound.forwarded_for = inbound.forwarded_for + b", " + value if inbound.forwarded_for else value
-
-
-_SPECIAL = {
-    b"host": _set_host,
-    b"connection": _set_connection,
-    b"expect": _set_expect,
-    b"content-length": _set_length,
-    b"transfer-encoding": _set_chunked,
-    b"x-request-id": _set_request_id,
-    b"x-forwarded-for": _set_forwarded,
-}

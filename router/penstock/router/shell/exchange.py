@@ -35,8 +35,9 @@ from penstock.router.shell.models import ServedModel
 from penstock.router.shell.upstream import UpstreamConnection, returned_fields
 
 if TYPE_CHECKING:
-    from penstock.router.shell.client import ClientConnection, Inbound
+    from penstock.router.shell.client import ClientConnection
     from penstock.router.shell.gateway import Gateway
+    from penstock.router.shell.inbound import Inbound
 
 _STATUS = {
     RejectReason.NO_WORKERS: 503,

@@ -14,13 +14,15 @@ import time
 
 from penstock.core.fleet import Fleet, Request, Worker
 from penstock.router.decisions import RetryLimits
-from penstock.router.shell.client import ClientConnection, Inbound
+from penstock.router.shell.client import ClientConnection
 from penstock.router.shell.exchange import Exchange
 from penstock.router.shell.forms import BYTES_PER_TOKEN, Fault, read_envelope, strip_transfer_params
+from penstock.router.shell.inbound import Inbound
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
+from penstock.router.shell.pool import Pool
 from penstock.router.shell.settings import Settings
-from penstock.router.shell.upstream import Pool, UpstreamConnection
+from penstock.router.shell.upstream import UpstreamConnection
 
 SWEEP_SECONDS = 0.5
 _BACKLOG = 2048
