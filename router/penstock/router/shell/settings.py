@@ -52,7 +52,7 @@ class Settings:
     response_timeout: float = _flag(600.0, "time a worker has to start its response")
     stream_timeout: float = _flag(300.0, "longest silence of a worker in the middle of a response")
     pool_timeout: float = _flag(4.0, "how long an idle worker connection is kept; vLLM closes after 5 s")
-    retry_deadline: float = _flag(30.0, "time after its arrival in which a request may be tried again")
+    retry_deadline: float = _flag(300.0, "time after its arrival in which a request may be tried again")
     attempts: int = _flag(4, "attempts of one request in all, before its first byte")
 
     drain_lag: float = _flag(3.0, "time between turning unready and refusing connections at SIGTERM")
