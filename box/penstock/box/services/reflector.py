@@ -46,7 +46,7 @@ class Reflector:
             except _Expired:
                 continue
             except (httpx.HTTPError, ValueError, KeyError) as error:
-                _LOG.info("%s: %s; asking again", self._path, error or type(error).__name__)
+                _LOG.info("%s: %s; asking again", self._path, _in_words(error))
                 await asyncio.sleep(pause * random.uniform(0.7, 1.3))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -89,6 +89,12 @@ class Reflector:
         if kind != "BOOKMARK":
             self._changed()
         return str(item["metadata"]["resourceVersion"])
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"status {error.response.status_code}"
+    return str(error) or type(error).__name__
 
 
 def _key(item: dict[str, Any]) -> tuple[str, str]:
