@@ -129,6 +129,20 @@ def test_fewer_wanted_in_the_middle_of_a_roll_gives_back_unready_new_workers_fir
     assert roll(2, current, [old], surge=1, unavailable=0) == {"new": 1, "old": 2}
 
 
+def test_new_workers_about_to_be_removed_do_not_count():
+    """The controller still has two of three new workers to remove: the old ones may not go on their account."""
+    current = RevisionState("new", wanted=1, ready=3, live=3, terminating=0)
+    old = RevisionState("old", wanted=3, ready=3, live=3, terminating=0)
+    assert roll(4, current, [old], surge=1, unavailable=0)["old"] == 3
+
+
+def test_old_workers_that_are_not_ready_go_first():
+    current = RevisionState("new", wanted=2, ready=2, live=2, terminating=0, order="3")
+    healthy = RevisionState("a", wanted=2, ready=2, live=2, terminating=0, order="1")
+    broken = RevisionState("b", wanted=2, ready=0, live=2, terminating=0, order="2")
+    assert roll(4, current, [healthy, broken], surge=0, unavailable=1) == {"new": 2, "a": 1, "b": 0}
+
+
 def test_the_oldest_revision_shrinks_first():
     current = RevisionState("new", wanted=1, ready=1, live=1, terminating=0, order="3")
     older = RevisionState("a", wanted=2, ready=2, live=2, terminating=0, order="1")

@@ -54,12 +54,8 @@ def roll(
 
 def _old_total(olds: Sequence[RevisionState], current: RevisionState, least: int) -> int:
     """How many old workers must stay: enough for the least together with the new ready ones."""
-    wanted, sure = sum(state.wanted for state in olds), sum(state.sure for state in olds)
-    # Old workers that are not ready serve nobody, but they may come back sooner than the new revision comes up:
-    # keep as many as it takes to reach the least with what is ready of the new one.
-    needed = max(0, least - current.sure)
-    spare = max(0, sure + current.sure - least)
-    return min(wanted, max(needed, sure - spare))
+    # Ready or not: an old worker that is not ready serves nobody, but may come back sooner than a new one comes up.
+    return min(sum(state.wanted for state in olds), max(0, least - current.sure))
 
 
 def _shrink(olds: Sequence[RevisionState], total: int) -> dict[str, int]:
