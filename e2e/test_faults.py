@@ -13,13 +13,14 @@ from dataclasses import replace
 import pytest
 from penstock.core.reports import Outcome, Verdict
 from penstock.core.traces import Trace, limit_duration, scale_rate
-from verbs import Cluster, Load, describe, is_ready, load, wait_for
+from verbs import Cluster, Load, Object, describe, is_ready, load, wait_for
 
 NAME = "faults"
 MODEL = "e2e/faults-8b"
 WORKERS = 4
 BACK_WITHIN_S = 120.0
 SYSTEM = "penstock-system"
+ROLES = ("operator", "router", "autoscaler")
 
 MANIFEST = {
     "apiVersion": "penstock.dev/v1alpha1",
@@ -102,25 +103,24 @@ def worker_killed(cluster: Cluster, running: Load) -> None:
     back(cluster, "a worker killed")
 
 
-def restarts(cluster: Cluster, pod: dict[str, object]) -> int:
-    metadata = pod["metadata"]
-    assert isinstance(metadata, dict)
-    statuses = cluster.get("pod", str(metadata["name"]))["status"]["containerStatuses"]
+def restarts(cluster: Cluster, pod: Object) -> int:
+    statuses = cluster.get("pod", pod["metadata"]["name"])["status"]["containerStatuses"]
     return sum(int(s["restartCount"]) for s in statuses)
 
 
 def node_lost(cluster: Cluster, running: Load) -> None:
-    """A node that carries workers but none of our own roles: those have their own tests."""
-    ours = {p["spec"]["nodeName"] for p in cluster.items("pods", "-n", SYSTEM)}
-    hosts = [p["spec"]["nodeName"] for p in cluster.ready_workers(NAME)]
-    victims = [n for n in hosts if n not in ours]
-    assert victims, f"workers on {hosts}, our roles on {ours}: no node to lose"
+    """A node that carries workers, and maybe the operator; the one with the gateway has a test of its own."""
+    gateways = {str(p["spec"]["nodeName"]) for p in role_pods(cluster, "router")}
+    hosts = [str(p["spec"]["nodeName"]) for p in cluster.ready_workers(NAME)]
+    victims = [n for n in hosts if n not in gateways]
+    assert victims, f"workers on {hosts}, the gateway on {gateways}: no node to lose"
     with running.fault("node lost"):
         cluster.kill_node(victims[0])
         wait_for("the node is not ready", lambda: not node_ready(cluster, victims[0]), 60)
     cluster.start_node(victims[0])
     wait_for("the node is back", lambda: node_ready(cluster, victims[0]), 60)
     back(cluster, "a node lost")
+    wait_for("our roles are back", lambda: all(role_ready(cluster, role) for role in ROLES), BACK_WITHIN_S)
 
 
 def node_ready(cluster: Cluster, node: str) -> bool:
@@ -176,7 +176,7 @@ def api_server_killed(cluster: Cluster, running: Load) -> None:
     back(cluster, "the API server killed")
 
 
-def role_pods(cluster: Cluster, role: str) -> list[dict[str, object]]:
+def role_pods(cluster: Cluster, role: str) -> list[Object]:
     return cluster.items("pods", "-n", SYSTEM, "-l", f"app.kubernetes.io/component={role}")
 
 

@@ -131,7 +131,7 @@ def _state(revision: str, wanted: int, pods: Sequence[Pod], order: str) -> Revis
         wanted=wanted,
         ready=sum(pod.ready for pod in live),
         live=len(live),
-        terminating=sum(pod.meta.deleting and not pod.finished for pod in pods),
+        terminating=sum(pod.meta.deleting for pod in pods),
         order=order,
     )
 
