@@ -16,6 +16,9 @@ ROOMS = ("core", "api", "operator", "router", "autoscaler", "workers", "simulato
 IMAGE_ROLES = ("operator", "router", "autoscaler", "workers")
 """Roles that run from an image which has their extra and nothing else."""
 
+NAMESPACES = {"google": ["protobuf"]}
+"""Several distributions fill this one; whoever imports any of it needs the one that all the others need."""
+
 
 def distribution(requirement: str) -> str:
     return re.split(r"[\[<>=!~; ]", requirement)[0].lower().replace("_", "-")
@@ -40,7 +43,7 @@ def imported_distributions(room: str) -> set[str]:
     for parent in parents & imports.modules:
         reached |= {parent, *imports.find_upstream_modules(parent)}
     external = {m for m in reached if imports.is_module_squashed(m) and not m.startswith("penstock")}
-    names = packages_distributions()
+    names = packages_distributions() | NAMESPACES
     return {names.get(m, [m])[0].lower().replace("_", "-") for m in external if m not in sys.stdlib_module_names}
 
 
