@@ -1,8 +1,10 @@
 """The paged KV cache: reference-counted blocks, a hash table over them, least recently used ones overwritten first.
 
 Every block is either in use (references above 0) or free; free blocks keep their hash, and so can be found again, until
-they are taken. The order of the free list is the order of eviction: blocks without a hash first, then least recently
-given back, and of one sequence the tail before the head, because a head without its tail is still worth something.
+they are taken. The order of eviction: blocks without a hash first, then those never used, then least recently given
+back, and of one sequence the tail before the head, because a head without its tail is still worth something.
+
+A block costs memory from its first use on only, so that a cache of any size, an endless one included, can be had.
 """
 
 from __future__ import annotations
@@ -16,20 +18,26 @@ __all__ = ["BlockPool"]
 class BlockPool:
     """A fixed number of blocks, named 0 to size - 1. Not safe for several threads."""
 
-    __slots__ = ("_copies", "_free", "_hash_of", "_references", "_removed", "size")
+    __slots__ = ("_blank", "_copies", "_found", "_hash_of", "_references", "_removed", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._references = [0] * size  # Sequences that use the block; 0 exactly for the blocks in `_free`.
-        self._hash_of: list[int | None] = [None] * size
+        self._references: list[int] = []  # Of the blocks ever used: the sequences that use each; 0: it is free.
+        self._hash_of: list[int | None] = []
         self._copies: dict[int, list[int]] = {}  # Hash -> blocks that hold it, oldest first; never an empty list.
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(size))
+        self._blank: list[int] = []  # Free blocks that were used and have no hash; the last one is taken first.
+        self._found: OrderedDict[int, None] = OrderedDict()  # Free blocks with a hash, least recently used first.
         self._removed: list[int] = []
 
     @property
     def free(self) -> int:
         """Blocks nobody uses, cached ones included."""
-        return len(self._free)
+        return self.untouched + len(self._blank) + len(self._found)
+
+    @property
+    def untouched(self) -> int:
+        """Blocks that were never used."""
+        return self.size - len(self._references)
 
     @property
     def cached(self) -> int:
@@ -39,7 +47,7 @@ class BlockPool:
     @property
     def usage(self) -> float:
         """Share of the blocks in use, 0 to 1; cached but unused ones do not count."""
-        return 1.0 - len(self._free) / self.size
+        return 1.0 - self.free / self.size
 
     def match(self, hashes: Sequence[int], limit: int) -> list[int]:
         """Blocks that hold the longest cached prefix of `hashes`, at most `limit`. Takes nothing."""
@@ -54,20 +62,20 @@ class BlockPool:
     def can_take(self, count: int, shared: Sequence[int]) -> bool:
         """Whether `count` new blocks would be left after `shared` (from `match`) are put to use."""
         idle = sum(not self._references[block] for block in shared)
-        return len(self._free) - idle >= count
+        return self.free - idle >= count
 
     def share(self, blocks: Iterable[int]) -> None:
         """Use blocks that `match` found."""
         for block in blocks:
             if not self._references[block]:
-                del self._free[block]
+                del self._found[block]
             self._references[block] += 1
 
     def take(self, count: int) -> list[int]:
         """Use `count` blocks for new content, forgetting what they held. Raises ValueError when fewer are free."""
-        if count > len(self._free):
-            raise ValueError(f"{count} blocks wanted, {len(self._free)} of {self.size} are free")
-        return [self._overwrite() for _ in range(count)]
+        if count > self.free:
+            raise ValueError(f"{count} blocks wanted, {self.free} of {self.size} are free")
+        return [self._take_one() for _ in range(count)]
 
     def give_back(self, blocks: Sequence[int]) -> None:
         """One user of each of these blocks (of one sequence, in its order) is done with it."""
@@ -77,9 +85,10 @@ class BlockPool:
                 raise ValueError(f"block {block} given back twice")
             references[block] -= 1
             if not references[block]:
-                self._free[block] = None
                 if self._hash_of[block] is None:
-                    self._free.move_to_end(block, last=False)
+                    self._blank.append(block)
+                else:
+                    self._found[block] = None
 
     def remember(self, block: int, block_hash: int) -> None:
         """Make a block that is in use findable by its content's hash."""
@@ -90,10 +99,12 @@ class BlockPool:
 
     def forget_all(self) -> bool:
         """Drop every hash; False, and nothing is done, while any block is in use."""
-        if len(self._free) < self.size:
+        if self.free < self.size:
             return False
         self._copies.clear()
-        self._hash_of = [None] * self.size
+        self._blank += self._found
+        self._found.clear()
+        self._hash_of = [None] * len(self._hash_of)
         return True
 
     def drain_removed(self) -> list[int]:
@@ -102,11 +113,22 @@ class BlockPool:
         return removed
 
     def references(self) -> tuple[int, ...]:
-        """Users of each block, for checks of conservation."""
+        """Users of each block that was ever used, for checks of conservation."""
         return tuple(self._references)
 
+    def _take_one(self) -> int:
+        if self._blank:
+            block = self._blank.pop()
+            self._references[block] = 1
+            return block
+        if len(self._references) < self.size:
+            self._references.append(1)
+            self._hash_of.append(None)
+            return len(self._references) - 1
+        return self._overwrite()
+
     def _overwrite(self) -> int:
-        block, _ = self._free.popitem(last=False)
+        block, _ = self._found.popitem(last=False)
         self._references[block] = 1
         block_hash = self._hash_of[block]
         if block_hash is not None:

@@ -26,7 +26,7 @@ def _block_violations(engine: Engine) -> Iterator[str]:
     for block, count in enumerate(references):
         if count != users[block]:
             yield f"block {block} has {count} references and {users[block]} users"
-    idle = sum(not count for count in references)
+    idle = pool.untouched + sum(not count for count in references)
     if idle != pool.free:
         yield f"{idle} blocks have no user, {pool.free} are on the free list"
 
