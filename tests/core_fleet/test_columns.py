@@ -1,13 +1,16 @@
 """The fleet's books: slots, generations, views, reservations, trust."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from penstock.core.fleet import UNKNOWN, Breaker, Fleet, Reservation, Role, Signal, Worker, total
+from numpy.typing import NDArray
+from penstock.core.fleet import UNKNOWN, Breaker, Fleet, Request, Reservation, Role, Signal, Worker, total
 
 
 def worker(name: str, model: str = "m", **more: object) -> Worker:
@@ -154,6 +157,31 @@ def test_turning_ready_forgives() -> None:
     assert fleet.failures[a] == 0 and a in fleet.view().candidates("m")
 
 
+class Matched:
+    """An index that always finds so many blocks in slot i."""
+
+    def __init__(self, *blocks: int) -> None:
+        """`blocks[i]` in slot i."""
+        self.blocks = blocks
+
+    def longest_prefix(self, hashes: Sequence[bytes], slots: int) -> NDArray[np.int64]:
+        """As it was told."""
+        return np.array([*self.blocks, *[0] * slots][:slots], dtype=np.int64)
+
+
+def test_cached_tokens_are_whole_blocks_and_never_the_last_token() -> None:
+    fleet = Fleet(capacity=3)
+    request = Request("r", "m", 64, 1, block_hashes=(b"1", b"2", b"3", b"4"))
+    assert fleet.view().cached_tokens(request) is None, "no index: unknown, not zero"
+    fleet.index_by("m", Matched(0, 2, 4), block_tokens=16)
+    cached = fleet.view().cached_tokens(request)
+    assert cached is not None and cached.tolist() == [0.0, 32.0, 48.0]
+    longer = fleet.view().cached_tokens(replace(request, prompt_tokens=65))
+    assert longer is not None and longer.tolist() == [0.0, 32.0, 64.0]
+    assert fleet.view().cached_tokens(replace(request, block_hashes=())) is None
+    assert fleet.view().cached_tokens(replace(request, model="n")) is None
+
+
 class Books(RuleBasedStateMachine):
     """Reserve, release, withdraw, remove, add in any order: the columns always equal the open reservations."""
 
@@ -163,6 +191,7 @@ class Books(RuleBasedStateMachine):
         self.fleet = Fleet(capacity=1)
         self.open: dict[int, Reservation] = {}
         self.ended: list[Reservation] = []
+        self.computed: set[int] = set()
         self.names = 0
 
     @rule()
@@ -172,11 +201,16 @@ class Books(RuleBasedStateMachine):
         self.fleet.set_ready(self.fleet.add(worker(f"w{self.names}")), True)
 
     @precondition(lambda self: self.fleet.workers())
-    @rule(which=st.integers(0, 100), prompt=st.integers(0, 1000), output=st.integers(0, 1000))
-    def reserve(self, which: int, prompt: int, output: int) -> None:
+    @rule(
+        which=st.integers(0, 100),
+        prompt=st.integers(0, 1000),
+        output=st.integers(0, 1000),
+        cached=st.integers(0, 1000),
+    )
+    def reserve(self, which: int, prompt: int, output: int, cached: int) -> None:
         """A request is picked for some worker."""
         slots = sorted(self.fleet.workers().values())
-        reservation = self.fleet.reserve(slots[which % len(slots)], prompt, output)
+        reservation = self.fleet.reserve(slots[which % len(slots)], prompt, output, min(cached, prompt))
         assert reservation.id not in self.open
         self.open[reservation.id] = reservation
 
@@ -188,6 +222,20 @@ class Books(RuleBasedStateMachine):
         reservation = self.open.pop(key)
         assert self.fleet.release(reservation)
         self.ended.append(reservation)
+
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 100))
+    def first_token(self, which: int) -> None:
+        """A request's prompt is computed, and that is told once or twice."""
+        reservation = self.open[sorted(self.open)[which % len(self.open)]]
+        assert self.fleet.prefilled(reservation) == (reservation.id not in self.computed)
+        self.computed.add(reservation.id)
+
+    @precondition(lambda self: self.ended)
+    @rule(which=st.integers(0, 100))
+    def first_token_too_late(self, which: int) -> None:
+        """A first token of what ended already."""
+        assert not self.fleet.prefilled(self.ended[which % len(self.ended)])
 
     @precondition(lambda self: self.ended)
     @rule(which=st.integers(0, 100))
@@ -221,6 +269,13 @@ class Books(RuleBasedStateMachine):
             mine = [r for r in self.open.values() if r.slot == slot]
             assert fleet.in_flight[slot] == len(mine)
             assert fleet.outstanding_tokens[slot] == sum(r.prompt_tokens + r.max_tokens for r in mine)
+            assert fleet.context_tokens[slot] == sum(r.prompt_tokens + r.max_tokens // 2 for r in mine)
+            waiting = [r for r in mine if r.id not in self.computed]
+            assert fleet.pending[slot].tolist() == [
+                len(waiting),
+                sum(r.prompt_tokens - r.cached_tokens for r in waiting),
+                sum(r.prompt_tokens**2 - r.cached_tokens**2 for r in waiting),
+            ]
 
     @invariant()
     def withdrawn_is_no_candidate(self) -> None:

@@ -5,14 +5,16 @@ What may not live here: policies (they are the router's), sockets, clocks, Kuber
 
 from penstock.core.fleet.columns import Fleet
 from penstock.core.fleet.layout import Breaker
-from penstock.core.fleet.picks import Pick, Rejection, Reservation, Scores, Slots
+from penstock.core.fleet.picks import Pick, Prefills, Rejection, Reservation, Scores, Slots, Term
+from penstock.core.fleet.prefixes import PrefixIndex
 from penstock.core.fleet.reasons import Failure, PickReason, RejectReason
 from penstock.core.fleet.requests import Request
 from penstock.core.fleet.signals import UNKNOWN, Signal, total
-from penstock.core.fleet.view import FleetView
+from penstock.core.fleet.view import ANSWERING, FleetView, Roles
 from penstock.core.fleet.workers import Role, Worker
 
 __all__ = [
+    "ANSWERING",
     "UNKNOWN",
     "Breaker",
     "Failure",
@@ -20,14 +22,18 @@ __all__ = [
     "FleetView",
     "Pick",
     "PickReason",
+    "Prefills",
+    "PrefixIndex",
     "RejectReason",
     "Rejection",
     "Request",
     "Reservation",
     "Role",
+    "Roles",
     "Scores",
     "Signal",
     "Slots",
+    "Term",
     "Worker",
     "total",
 ]

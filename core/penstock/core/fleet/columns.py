@@ -11,11 +11,14 @@ is what makes pick-then-reserve atomic.
 """
 
 import math
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.fleet.layout import LAYOUT, Breaker
 from penstock.core.fleet.picks import Reservation
+from penstock.core.fleet.prefixes import PrefixIndex
+from penstock.core.fleet.requests import Request
 from penstock.core.fleet.view import FleetView
 from penstock.core.fleet.workers import Worker
 
@@ -46,6 +49,9 @@ class Fleet:
         self._accelerators: dict[str, int] = {}
         self._domains: dict[str, int] = {}
         self._ledger: dict[int, Reservation] = {}
+        # Ids of reservations whose prompt is still to be computed.
+        self._prefilling: set[int] = set()
+        self._indexes: dict[str, tuple[PrefixIndex, int]] = {}
         # Slot -> reservation of the one request that tries a half-open worker.
         self._probes: dict[int, int] = {}
         self._next_reservation = 1
@@ -66,6 +72,8 @@ class Fleet:
         self._in_flight = self.in_flight.data
         self._outstanding = self.outstanding_tokens.data
         self._last_pick = self.last_pick.data
+        self._pending = cast("memoryview[float]", self.pending.reshape(-1).data)
+        self._context = self.context_tokens.data
 
     # Declared for readers and for mypy; `_bind` sets them. Shapes are (capacity,) unless said.
     used: NDArray[np.bool_]
@@ -87,6 +95,12 @@ class Fleet:
     retrial_at: NDArray[np.float64]
     prefill_ms: NDArray[np.float64]  # (capacity, 3)
     kv_capacity: NDArray[np.float64]
+    decode_ms: NDArray[np.float64]  # (capacity, 3)
+    experts_ms: NDArray[np.float64]  # (capacity, 2)
+    transfer_ms: NDArray[np.float64]
+    price: NDArray[np.float64]
+    pending: NDArray[np.float64]  # (capacity, 3)
+    context_tokens: NDArray[np.int64]
 
     # ---- membership -------------------------------------------------------------------------
 
@@ -120,13 +134,23 @@ class Fleet:
         self.role[slot] = worker.role
         self.accelerator[slot] = self._accelerators.setdefault(worker.accelerator, len(self._accelerators))
         self.domain[slot] = self._domains.setdefault(worker.domain, len(self._domains))
-        if worker.prefill_ms is not None:
-            self.prefill_ms[slot] = worker.prefill_ms
-            self.profiled = True
-        if worker.kv_capacity_tokens is not None:
-            self.kv_capacity[slot] = worker.kv_capacity_tokens
+        self._describe(slot, worker)
         self._moved()
         return slot
+
+    def _describe(self, slot: int, worker: Worker) -> None:
+        """Write down what is known of a worker's speed and price; the rest stays unknown."""
+        self.profiled = self.profiled or worker.prefill_ms is not None
+        self.experts_ms[slot] = worker.experts_ms
+        for column, known in (
+            (self.prefill_ms, worker.prefill_ms),
+            (self.decode_ms, worker.decode_ms),
+            (self.kv_capacity, worker.kv_capacity_tokens),
+            (self.transfer_ms, worker.transfer_ms),
+            (self.price, worker.price_per_hour),
+        ):
+            if known is not None:
+                column[slot] = known
 
     def remove(self, slot: int) -> Worker:
         """Take a worker out for good; its reservations are void and its slot may be given away."""
@@ -137,6 +161,7 @@ class Fleet:
         self._clear(slot)
         # A reservation of the old generation must not be found again by id either.
         self._ledger = {i: r for i, r in self._ledger.items() if r.slot != slot}
+        self._prefilling = {i for i in self._prefilling if i in self._ledger}
         self._free.append(slot)
         self._moved()
         return worker
@@ -179,15 +204,24 @@ class Fleet:
 
     # ---- load ------------------------------------------------------------------------------
 
-    def reserve(self, slot: int, prompt_tokens: int, max_tokens: int) -> Reservation:
-        """Hold a place and its tokens on a worker, to be released exactly once."""
+    def reserve(self, slot: int, prompt_tokens: int, max_tokens: int, cached_tokens: int = 0) -> Reservation:
+        """Hold a place and its tokens on a worker, to be released exactly once.
+
+        `cached_tokens` of the prompt are expected in the worker's cache: they cost no prefill. A worker that gets
+        the whole prompt's KV from another one is reserved with all of them cached.
+        """
         if not 0 <= slot < len(self._workers) or self._workers[slot] is None:
             raise KeyError(f"slot {slot} holds no worker to reserve on")
-        reservation = Reservation(self._next_reservation, slot, self._generation[slot], prompt_tokens, max_tokens)
+        reservation = Reservation(
+            self._next_reservation, slot, self._generation[slot], prompt_tokens, max_tokens, cached_tokens
+        )
         self._next_reservation += 1
         self._picks += 1
         self._ledger[reservation.id] = reservation
+        self._prefilling.add(reservation.id)
+        self._queue(slot, reservation.pending, 1.0)
         self._in_flight[slot] += 1
+        self._context[slot] += reservation.context_tokens
         self._outstanding[slot] += prompt_tokens + max_tokens
         self._last_pick[slot] = self._picks
         self._tokens_ever += prompt_tokens + max_tokens
@@ -201,7 +235,9 @@ class Fleet:
         if self._ledger.pop(reservation.id, None) is None:
             return False
         slot = reservation.slot
+        self.prefilled(reservation)
         self._in_flight[slot] -= 1
+        self._context[slot] -= reservation.context_tokens
         self._outstanding[slot] -= reservation.prompt_tokens + reservation.max_tokens
         # A probe that ended without a verdict (the client left) leaves the question open for the next one.
         if self._probes and self._probes.get(slot) == reservation.id:
@@ -209,6 +245,37 @@ class Fleet:
             if self.breaker[slot] == Breaker.PROBING:
                 self._set_breaker(slot, Breaker.HALF_OPEN)
         return True
+
+    def prefilled(self, reservation: Reservation) -> bool:
+        """The request's prompt is computed (its first token came): it waits in no prefill queue any longer."""
+        if reservation.id not in self._prefilling:
+            return False
+        self._prefilling.remove(reservation.id)
+        self._queue(reservation.slot, reservation.pending, -1.0)
+        return True
+
+    def _queue(self, slot: int, work: tuple[float, float, float], sign: float) -> None:
+        pending, at = self._pending, 3 * slot
+        pending[at] += sign * work[0]
+        pending[at + 1] += sign * work[1]
+        pending[at + 2] += sign * work[2]
+
+    def index_by(self, model: str, index: PrefixIndex, block_tokens: int) -> None:
+        """Ask this index who has cached how much of a prompt for `model`; its blocks have `block_tokens` tokens."""
+        self._indexes[model] = (index, block_tokens)
+
+    def cached_tokens(self, request: Request) -> NDArray[np.float64] | None:
+        """Prompt tokens each slot has cached, shape (capacity,); `None` when nobody can say.
+
+        Whole blocks, and never the last token of the prompt: an engine computes at least that one.
+        """
+        found = self._indexes.get(request.model)
+        if found is None or not request.block_hashes:
+            return None
+        index, block_tokens = found
+        usable = max(0, request.prompt_tokens - 1) // block_tokens
+        matched = index.longest_prefix(request.block_hashes, len(self._workers))
+        return np.minimum(matched, usable) * float(block_tokens)
 
     def holds(self, reservation: Reservation) -> bool:
         """Whether a reservation still counts: not given back, and its worker still in the fleet."""

@@ -45,5 +45,12 @@ LAYOUT: dict[str, tuple[type, Any, tuple[int, ...]]] = {
     "retrial_at": (np.float64, math.inf, ()),
     "prefill_ms": (np.float64, _NEVER, (3,)),
     "kv_capacity": (np.float64, _NEVER, ()),
+    "decode_ms": (np.float64, _NEVER, (3,)),
+    "experts_ms": (np.float64, 0.0, (2,)),
+    "transfer_ms": (np.float64, _NEVER, ()),
+    "price": (np.float64, _NEVER, ()),
+    # Whole numbers, exact below 2**53: requests not yet prefilled, their uncached tokens, their attention work.
+    "pending": (np.float64, 0.0, (3,)),
+    "context_tokens": (np.int64, 0, ()),
 }
 """Column: type, the value of an empty slot, shape of one entry. Unknown floats are NaN, never 0."""

@@ -10,6 +10,8 @@ Slots = NDArray[np.intp]
 """Slot numbers, shape (n,)."""
 Scores = NDArray[np.float64] | NDArray[np.int64]
 """One number per slot in the policy's own unit, lower is better, shape (n,)."""
+Term = tuple[str, NDArray[np.float64]]
+"""A part of a score: its name, which ends in its unit, and one number per candidate (NaN: not known)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +19,11 @@ class Pick:
     """Which worker (or pair) serves a request, and against whom it was chosen.
 
     `decode` is the slot whose worker answers the client. `prefill` is the slot that runs the prompt, `None`
-    when the same worker does both. `expected_hit_tokens` and `predicted_ttft_ms` are `None` when nothing is
-    known about them, which is not the same as zero. `candidates` and `scores` have one entry for each
-    worker that could have been picked; `unit` says what a score counts.
+    when the same worker does both. `expected_hit_tokens` (on the worker that runs the prompt),
+    `predicted_ttft_ms` and `predicted_tpot_ms` are `None` when nothing is known about them, which is not the same
+    as zero. `candidates` and `scores` have one entry for each worker that could have been picked; `unit` says what a
+    score counts. `terms` are what the scores are made of, each an array like `scores`; where a pair was picked,
+    `prefills` says the same of the candidates for its prefill half.
     """
 
     decode: int
@@ -31,6 +35,9 @@ class Pick:
     prefill: int | None = None
     expected_hit_tokens: int | None = None
     predicted_ttft_ms: float | None = None
+    predicted_tpot_ms: float | None = None
+    terms: tuple[Term, ...] = ()
+    prefills: "Prefills | None" = None
 
     @property
     def score(self) -> float:
@@ -55,6 +62,15 @@ class Pick:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefills:
+    """The candidates for the prefill half of a pair, as `Pick` has them for the half that answers."""
+
+    candidates: Slots
+    scores: Scores
+    terms: tuple[Term, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """Why no worker was picked, and when it is worth asking again (seconds)."""
 
@@ -76,3 +92,15 @@ class Reservation:
     generation: int
     prompt_tokens: int
     max_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def pending(self) -> tuple[float, float, float]:
+        """What it adds to its worker's prefill queue: one request, its uncached tokens, their attention work."""
+        prompt, cached = self.prompt_tokens, self.cached_tokens
+        return 1.0, float(prompt - cached), float(prompt * prompt - cached * cached)
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of context it is worth on average while it runs: its prompt and half of what it may generate."""
+        return self.prompt_tokens + self.max_tokens // 2

@@ -16,6 +16,16 @@ class PickReason(StrEnum):
     """Its turn came (RoundRobin, and ties of any other policy)."""
     LEAST_OUTSTANDING = "LeastOutstanding"
     """It has the fewest outstanding tokens."""
+    LEAST_COST = "LeastCost"
+    """It meets the objectives at the least marginal cost."""
+    LEAST_VIOLATION = "LeastViolation"
+    """No worker meets the objectives; it comes closest."""
+    PREFIX_OWNER = "PrefixOwner"
+    """The prompt's first blocks belong to it."""
+    OWNER_BUSY = "OwnerBusy"
+    """The prompt's first blocks belong to another worker, which has more than its share already."""
+    DRAWN = "Drawn"
+    """It was drawn by lot."""
 
 
 class RejectReason(StrEnum):

@@ -8,7 +8,8 @@ class Request:
     """One request, as every policy sees it.
 
     Token counts may be estimates (`exact_tokens` says so). `block_hashes` are the chained hashes of the
-    prompt's whole blocks, empty when nobody computed them. `deadline` is on the caller's clock, in seconds;
+    prompt's whole blocks, empty when nobody computed them. `ttft_ms` and `tpot_ms` are the deployment's objectives,
+    `None` where it has none. `deadline` is on the caller's clock, in seconds;
     `None` means the client waits as long as it likes. A lower `priority` number goes first, as in vLLM.
     """
 
@@ -20,6 +21,8 @@ class Request:
     exact_tokens: bool = False
     block_hashes: tuple[bytes, ...] = ()
     deadline: float | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
 
     @property
     def total_tokens(self) -> int:

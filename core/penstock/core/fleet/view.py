@@ -1,12 +1,14 @@
 """What a policy may read of a fleet."""
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.fleet.layout import TRUSTED
 from penstock.core.fleet.picks import Slots
+from penstock.core.fleet.requests import Request
 from penstock.core.fleet.signals import UNKNOWN, Signal
 from penstock.core.fleet.workers import Role, Worker
 
@@ -15,10 +17,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=np.generic)
 
+Roles = Role | tuple[Role, ...] | None
+"""One role, any of several, or all."""
+ANSWERING = (Role.PREFILL_DECODE, Role.DECODE)
+"""Roles of workers that can answer a client."""
+
 
 class FleetView:
     """What a policy may read: live load, and membership as of `epoch`.
 
+    `memo` keeps what a policy computes from membership alone, for as long as that stands.
     The arrays are the fleet's own memory, marked read-only. `stale` turns true with the next change of
     membership; then ask the fleet for a new view (it costs one object).
     """
@@ -27,23 +35,31 @@ class FleetView:
         "_candidates",
         "_excluded",
         "_fleet",
+        "context_tokens",
+        "decode_ms",
         "domain",
         "epoch",
+        "experts_ms",
         "foreign_requests",
         "in_flight",
         "kv_capacity",
         "kv_usage",
         "last_pick",
+        "memo",
         "outstanding_tokens",
+        "pending",
         "prefill_ms",
+        "price",
+        "role",
         "sampled_at",
+        "transfer_ms",
     )
 
     def __init__(self, fleet: "Fleet", excluded: frozenset[int] = frozenset()) -> None:
         """Look at a fleet; made by `Fleet.view` and `without`."""
         self._fleet = fleet
         self._excluded = excluded
-        self._candidates: dict[tuple[str, Role | None], Slots] = {}
+        self._candidates: dict[tuple[str, Roles], Slots] = {}
         self.epoch = fleet.epoch
         self.in_flight = _read_only(fleet.in_flight)
         self.outstanding_tokens = _read_only(fleet.outstanding_tokens)
@@ -54,6 +70,14 @@ class FleetView:
         self.sampled_at = _read_only(fleet.sampled_at)
         self.prefill_ms = _read_only(fleet.prefill_ms)
         self.domain = _read_only(fleet.domain)
+        self.role = _read_only(fleet.role)
+        self.decode_ms = _read_only(fleet.decode_ms)
+        self.experts_ms = _read_only(fleet.experts_ms)
+        self.transfer_ms = _read_only(fleet.transfer_ms)
+        self.price = _read_only(fleet.price)
+        self.pending = _read_only(fleet.pending)
+        self.context_tokens = _read_only(fleet.context_tokens)
+        self.memo: dict[Hashable, Any] = {}
 
     @property
     def stale(self) -> bool:
@@ -74,6 +98,20 @@ class FleetView:
     def profiled(self) -> bool:
         """Whether any worker ever came with a latency profile."""
         return self._fleet.profiled
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests of ours one worker may have."""
+        return self._fleet.max_in_flight
+
+    @property
+    def reservations(self) -> int:
+        """Reservations held now, over all workers."""
+        return self._fleet.reservations
+
+    def cached_tokens(self, request: Request) -> NDArray[np.float64] | None:
+        """Prompt tokens each slot has cached (see `Fleet.cached_tokens`)."""
+        return self._fleet.cached_tokens(request)
 
     def without(self, excluded: frozenset[int]) -> "FleetView":
         """The same fleet with some slots never candidates: those that already failed this request."""
@@ -102,7 +140,7 @@ class FleetView:
         fleet = self._fleet
         return np.flatnonzero(self.mask(model=model) & fleet.ready & ~fleet.withdrawn)
 
-    def candidates(self, model: str, role: Role | None = None) -> Slots:
+    def candidates(self, model: str, role: Roles = None) -> Slots:
         """Slots that may be picked for a model: ready, not withdrawn, not ejected, not excluded; read-only.
 
         When every ready worker is ejected they all come back: a router that is wrong about all of them
@@ -114,7 +152,7 @@ class FleetView:
             found = self._candidates[key] = self._find(model, role)
         return found
 
-    def with_room(self, model: str, role: Role | None = None) -> Slots:
+    def with_room(self, model: str, role: Roles = None) -> Slots:
         """Candidates that have fewer requests in flight than a worker may have."""
         candidates = self.candidates(model, role)
         if self._fleet.reservations < self._fleet.max_in_flight:
@@ -122,9 +160,11 @@ class FleetView:
         room = self.in_flight[candidates] < self._fleet.max_in_flight
         return candidates if room.all() else candidates[room]
 
-    def _find(self, model: str, role: Role | None) -> Slots:
+    def _find(self, model: str, role: Roles) -> Slots:
         fleet = self._fleet
-        willing = self.mask(model=model, role=role) & fleet.ready & ~fleet.withdrawn
+        willing = self.mask(model=model) & fleet.ready & ~fleet.withdrawn
+        if role is not None:
+            willing &= np.isin(fleet.role, role)
         if self._excluded:
             willing[list(self._excluded)] = False
         trusted = willing & np.isin(fleet.breaker, TRUSTED)

@@ -34,8 +34,11 @@ class Worker:
 
     `name` is unique in the fleet (`namespace/pod`). `domain` is the transfer domain: prefill and decode are
     paired only inside one, so it holds whatever must be equal for KV to move (the KV-compatibility hash, and
-    the link that carries it). `prefill_ms` are the profile's (a, b, c) of a + b*T + c*S in milliseconds,
-    `None` while no profile is known; `kv_capacity_tokens` likewise.
+    the link that carries it).
+
+    What is known of its speed, `None` while it is not: `prefill_ms` and `decode_ms` are the profile's (a, b, c) in
+    milliseconds, `experts_ms` its (e, f) (see `core.models.latency`), `transfer_ms` the milliseconds a token's KV
+    takes to come from a prefill worker. `price_per_hour` is the whole worker's, in USD.
     """
 
     name: str
@@ -50,3 +53,7 @@ class Worker:
     pool: str = ""
     prefill_ms: tuple[float, float, float] | None = None
     kv_capacity_tokens: int | None = None
+    decode_ms: tuple[float, float, float] | None = None
+    experts_ms: tuple[float, float] = (0.0, 0.0)
+    transfer_ms: float | None = None
+    price_per_hour: float | None = None
