@@ -10,6 +10,7 @@ from penstock.core.engine.engine import Engine
 from penstock.core.engine.events import BlockEvent, BlockRemoved, BlockStored, CacheCleared
 from penstock.core.engine.invariants import violations
 from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Timing, Token
+from penstock.core.engine.span import Span
 from penstock.core.engine.stats import EngineStats, PromptSources
 from penstock.core.engine.step import Admission, Outputs, Step, Transfer, Work
 
@@ -31,6 +32,7 @@ __all__ = [
     "PromptSources",
     "SchedulingPolicy",
     "Sequence",
+    "Span",
     "Step",
     "Timing",
     "Token",

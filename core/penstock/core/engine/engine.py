@@ -22,6 +22,7 @@ from penstock.core.engine.events import BlockEvent, CacheCleared
 from penstock.core.engine.leases import Leases
 from penstock.core.engine.scheduler import Scheduler
 from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Token
+from penstock.core.engine.span import Span
 from penstock.core.engine.stats import Counters, EngineStats
 from penstock.core.engine.step import Outputs, Step, Transfer
 from penstock.core.models.latency import LatencyProfile
@@ -163,6 +164,58 @@ class Engine:
             self.scheduler.running = [active for active in self.scheduler.running if active.phase is Phase.RUNNING]
         self._flight, self._flying = None, []
         return Outputs(tuple(tokens), tuple(finished), self.take_events())
+
+    # Many iterations at once
+
+    def span(self) -> Span | None:
+        """The decode steps that lie ahead, when the next step and those after it give every running sequence one
+        token and change nothing else; None when the next step must be `schedule`d. Changes nothing.
+
+        A driver with a virtual clock may let any number of these steps pass and then call `advance`. Sequences may
+        be added meanwhile, as they may during a step; whatever else happens waits for the step's end.
+        """
+        queues = self.scheduler
+        batch, budget = len(queues.running), self.config.max_num_batched_tokens
+        if not 0 < batch <= budget or self._flight is not None or len(self.leases) or queues.caches_outputs:
+            return None
+        steps = queues.decode_steps()
+        if steps < 1 or not queues.admits_nobody(budget - batch):
+            return None
+        context = sum([active.total for active in queues.running])
+        return Span.of(self.profile, steps, batch, context)
+
+    def advance(self, span: Span, steps: int, now: float) -> Outputs:
+        """Let the first `steps` steps of `span` have happened, the last one ending at `now`; state and outcome are
+        those of as many `schedule` and `complete`, but that single tokens are not told (`Outputs.tokens` is empty).
+
+        Raises ValueError for more steps than the span has, RuntimeError when the engine is not where `span` left it.
+        """
+        running = self.scheduler.running
+        if not 1 <= steps <= span.steps:
+            raise ValueError(f"{steps} steps of a span of {span.steps}")
+        if self._flight is not None or len(running) != span.sequences:
+            raise RuntimeError("the engine has moved on since this span was made; ask for a new one")
+        if self.config.policy is SchedulingPolicy.PRIORITY:
+            running.sort()
+        self.scheduler.decode(steps)
+        ended: list[Active] = []
+        for active in running:
+            active.computed += steps
+            active.total += steps
+            active.generated += steps
+            active.last_token = now
+            if active.generated >= active.end_at:
+                ended.append(active)
+        self._count_span(steps, len(running))
+        finished = tuple([self._end(active, active.reason(), now) for active in ended])
+        if ended:
+            self.scheduler.running = [active for active in running if active.phase is Phase.RUNNING]
+        return Outputs((), finished, self.take_events())
+
+    def _count_span(self, steps: int, batch: int) -> None:
+        self._counters.steps += steps
+        self._counters.step_tokens += steps * batch
+        self._counters.generation_tokens += steps * batch
 
     # What can be seen
 

@@ -129,6 +129,72 @@ class Scheduler:
             if active is None or not self._admit(active, batch, now):
                 return
 
+    def admits_nobody(self, budget: int) -> bool:
+        """Whether a step with this many tokens to spare would admit nobody. Then no later one does either, as long as
+        nobody ends or gives back blocks: decoding only takes more of them."""
+        if self.ready:
+            return False
+        active = self.waiting.head()
+        if active is None or budget <= 0 or len(self.running) >= self.config.max_num_seqs:
+            return True
+        shared = self._find_cached(active)
+        cached = len(shared) * self.config.block_size
+        whole = not self.config.enable_chunked_prefill and active.wants_remote <= cached
+        if whole and active.total - cached > budget:
+            return True
+        return not self.pool.can_take(self._blocks_for(active.total) - len(shared), shared)
+
+    def decode_steps(self) -> int:
+        """How many steps the running sequences can go on with one token each, until the first of them ends or wants a
+        block that is not there; 0 when one of them has prompt to compute. Output blocks must not be cached."""
+        steps = self.config.max_model_len
+        for active in self.running:
+            if not active.generated or active.computed + 1 != active.total:
+                return 0
+            left = active.end_at - active.generated
+            if left < steps:
+                steps = left
+        return steps if self._lasts(steps) else self._affordable(steps)
+
+    def decode(self, steps: int) -> None:
+        """Give every running sequence blocks for `steps` more tokens, as that many steps would."""
+        size, take = self.config.block_size, self.pool.take
+        for active in self.running:
+            until = active.computed + steps
+            if until > active.capacity:
+                active.use(take(-(-until // size) - len(active.blocks)), size)
+            if until >= active.next_full:
+                self.cache_blocks(active, until)
+
+    @property
+    def caches_outputs(self) -> bool:
+        """Whether blocks of output tokens may become findable."""
+        return self._block_hash is not None and self.config.enable_prefix_caching
+
+    def _lasts(self, steps: int) -> bool:
+        """Whether the free blocks last so long."""
+        size = self.config.block_size
+        # Each sequence wants at most so many; only a scarce cache is worth counting.
+        if len(self.running) * (steps // size + 1) <= self.pool.free:
+            return True
+        need = sum(
+            -(-(active.computed + steps) // size) - len(active.blocks)
+            for active in self.running
+            if active.computed + steps > active.capacity
+        )
+        return need <= self.pool.free
+
+    def _affordable(self, steps: int) -> int:
+        """The most steps below `steps` that the free blocks last."""
+        least, most = 0, steps
+        while most - least > 1:
+            middle = (least + most) // 2
+            if self._lasts(middle):
+                least = middle
+            else:
+                most = middle
+        return least
+
     def _has_slot(self, batch: Batch) -> bool:
         return batch.budget > 0 and len(self.running) < self.config.max_num_seqs
 
