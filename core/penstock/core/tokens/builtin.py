@@ -1,4 +1,4 @@
-"""The built-in tokenizer, which the simulated engine speaks: one whitespace-separated word is one token, whatever it is.
+"""The built-in tokenizer, which the simulated engine speaks: one whitespace-separated word is one token.
 
 A client can therefore make a prompt of exactly N tokens by writing N words, and count tokens by splitting. Every id has
 a pseudo-word of three syllables ("bafiro"); that word tokenizes back to its id, so generated text sent again as a

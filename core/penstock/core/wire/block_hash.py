@@ -70,8 +70,9 @@ def chain_hashes(
 ) -> list[bytes]:
     """The 32-byte hashes of the whole blocks of `token_ids`, in order.
 
-    `parent` continues a chain (then `salt` belongs to an earlier block and must be None); `adapter` is the LoRA
-    adapter's (name, path). Ids must be non-negative; tokens past the last whole block are ignored.
+    `parent` is the chain's root, or continues a chain (then `salt` belongs to an earlier block and must be None);
+    `adapter` is the LoRA adapter's (name, path). Ids must be non-negative; tokens past the last whole block are
+    ignored.
     """
     digest = root_hash() if parent is None else parent
     keys = () if adapter is None else (("lora", *adapter),)
