@@ -99,6 +99,13 @@ def as_integers(hashes: Sequence[BlockHash]) -> Sequence[int]:
     return _Integers(hashes)
 
 
+def _plain(hashes: Sequence[BlockHash]) -> Sequence[int]:
+    """As `as_integers`, all at once, and for events whose hashes are not all of one form."""
+    if set(map(type, hashes)) == {int}:
+        return hashes  # type: ignore[return-value]
+    return [as_integer(h) for h in hashes]
+
+
 class KVIndex:
     """Block hash -> workers, for one model and KV compatibility. Not thread-safe: one thread owns it."""
 
@@ -169,9 +176,8 @@ class KVIndex:
         lane = self._numbers.get((slot, rank, tier))
         if lane is None:
             lane = self._open(_Lane(slot, rank, tier))
-        blocks = hashes if isinstance(hashes[0], int) else [as_integer(h) for h in hashes]
-        self._stored += len(blocks)
-        self._table.store(lane, blocks, None if parent is None else as_integer(parent), linked)  # type: ignore[arg-type]
+        self._stored += len(hashes)
+        self._table.store(lane, _plain(hashes), None if parent is None else as_integer(parent), linked)
 
     def remove(self, slot: int, hashes: Sequence[BlockHash], rank: int = 0, tier: Tier = Tier.GPU) -> None:
         """One copy of each of these blocks has left the cache. Unknown ones are counted and ignored."""
@@ -180,7 +186,7 @@ class KVIndex:
         if lane is None:
             self._unknown += len(hashes)
             return
-        self._unknown += self._table.remove(lane, map(as_integer, hashes))
+        self._unknown += self._table.remove(lane, _plain(hashes))
 
     def clear(self, slot: int, rank: int | None = None) -> None:
         """The worker (or one of its ranks) holds nothing any more, on any tier. Takes no longer for a full cache."""

@@ -12,8 +12,9 @@ tear. `capacity` says how many units surely fit in so many bytes, however unluck
 """
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 
 LANE_BITS = 16
 """Bits of a lane number inside the key of a copy count."""
@@ -157,63 +158,102 @@ class BlockTable:
                     self._tear(lane, block)
 
     def _store(self, lane: int, blocks: Sequence[int], parent: int | None) -> None:
-        masks, links, bit = self._masks, self._links, 1 << lane
+        masks, bit = self._masks, 1 << lane
         # A parent nobody holds cannot carry a link: the child is torn in every lane that has it.
         parent_mask = 0 if parent is None else masks.get(parent, 0)
         above = parent if parent_mask else None
-        fresh = True  # A link is missing only where one of its ends was.
-        before = len(masks)
-        others = 0
-        for block in blocks:
-            mask = masks.get(block)
-            if mask is None:
-                masks[block] = bit
-                if above is not None and links.setdefault(above, block) != block:
-                    self._fork(above, block)
-                fresh = True
-            else:
-                if fresh and above is not None and links.setdefault(above, block) != block:
-                    self._fork(above, block)
-                fresh = False
-                if mask & bit:
-                    key = block << LANE_BITS | lane
-                    self._copies[key] = self._copies.get(key, 0) + 1
-                else:
-                    masks[block] = mask | bit
-                    others += 1
-            above = block
-        self.held[lane] = self.held.get(lane, 0) + len(masks) - before + others
+        stored = self._store_alike(bit, blocks, above)
+        if stored is None:
+            stored = self._store_mixed(lane, bit, blocks, above)
+        if stored:
+            self.held[lane] = self.held.get(lane, 0) + stored
         if parent is not None and not parent_mask & bit:
             self._tear(lane, blocks[0])
         if lane in self._tears:
             self._mend(lane, blocks)
 
-    def remove(self, lane: int, blocks: Iterable[int]) -> int:
+    def _store_alike(self, bit: int, blocks: Sequence[int], above: int | None) -> int | None:
+        """Blocks new to the lane that the same other lanes hold, most often none: whole columns at once.
+
+        Returns how many, `None` when the blocks are not so and nothing was done.
+        """
+        masks, links = self._masks, self._links
+        mask = masks.get(blocks[0])
+        found = list(map(masks.get, blocks))
+        if (mask is not None and mask & bit) or found.count(mask) != len(blocks):
+            return None
+        added = dict.fromkeys(blocks, bit if mask is None else mask | bit)
+        if len(added) != len(blocks):
+            return None
+        masks.update(added)
+        if above is not None and links.setdefault(above, blocks[0]) != blocks[0]:
+            self._fork(above, blocks[0])
+        if mask is None:
+            # New blocks have no links yet; old ones have theirs, because a link is missing only where an end was.
+            links.update(zip(blocks, islice(blocks, 1, None), strict=False))
+        return len(blocks)
+
+    def _store_mixed(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int:
+        """Any blocks, one by one. Returns how many are new to the lane."""
+        masks, links = self._masks, self._links
+        fresh, stored = True, 0
+        for block in blocks:
+            mask = masks.get(block, 0)
+            if mask & bit:
+                key = block << LANE_BITS | lane
+                self._copies[key] = self._copies.get(key, 0) + 1
+            else:
+                masks[block] = mask | bit
+                stored += 1
+            # The first link is always looked at: its ends may have come in different events.
+            if above is not None and (fresh or not mask) and links.setdefault(above, block) != block:
+                self._fork(above, block)
+            fresh, above = not mask, block
+        return stored
+
+    def remove(self, lane: int, blocks: Sequence[int]) -> int:
         """One copy of each block has left the lane. Returns how many of them were not known to be there."""
-        masks, links, copies, bit = self._masks, self._links, self._copies, 1 << lane
+        masks, bit = self._masks, 1 << lane
+        found = list(map(masks.get, blocks))
+        if found.count(bit) == len(blocks) and not self._copies and len(set(blocks)) == len(blocks):
+            self._remove_last(lane, bit, blocks)
+            return 0
         unknown = gone = 0
         for block in blocks:
             mask = masks.get(block, 0)
             if not mask & bit:
                 unknown += 1
-                continue
-            if copies and self._drop_copy(block << LANE_BITS | lane):
-                continue
-            gone += 1
-            children = links.get(block)
-            if children is not None:
-                self._leave_behind(lane, bit, children)
-            if mask == bit:
-                del masks[block]
-                if children is not None:
-                    self._unlink(block)
-            else:
-                masks[block] = mask ^ bit
-            if lane in self._tears:
-                self._untear(lane, block)
+            elif not (self._copies and self._drop_copy(block << LANE_BITS | lane)):
+                gone += 1
+                self._remove_one(lane, bit, block, mask)
         if gone:
             self._lose(lane, gone)
         return unknown
+
+    def _remove_last(self, lane: int, bit: int, blocks: Sequence[int]) -> None:
+        """Blocks that only this lane holds, one copy each: whole columns at once."""
+        deque(map(self._masks.__delitem__, blocks), maxlen=0)
+        for children in map(self._links.pop, blocks, repeat(None)):
+            if children is not None:
+                self._leave_behind(lane, bit, children)
+                if isinstance(children, set):
+                    self._forked -= len(children)
+        self._lose(lane, len(blocks))
+        if lane in self._tears:
+            for block in blocks:
+                self._untear(lane, block)
+
+    def _remove_one(self, lane: int, bit: int, block: int, mask: int) -> None:
+        children = self._links.get(block)
+        if children is not None:
+            self._leave_behind(lane, bit, children)
+        if mask == bit:
+            del self._masks[block]
+            self._unlink(block)
+        else:
+            self._masks[block] = mask ^ bit
+        if lane in self._tears:
+            self._untear(lane, block)
 
     def _drop_copy(self, key: int) -> bool:
         count = self._copies.get(key)
