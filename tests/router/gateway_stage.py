@@ -2,11 +2,11 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fake_worker import FakeWorker, Script, plain
-from penstock.core.fleet import Fleet, Worker
+from penstock.core.fleet import Fleet, Role, Worker
 from penstock.router.decisions import find_policy
 from penstock.router.shell.discovery.static import install
 from penstock.router.shell.gateway import Gateway
@@ -59,15 +59,20 @@ def request(body: bytes, path: bytes = b"/v1/completions", fields: bytes = b"", 
 
 
 @asynccontextmanager
-async def running(*scripts: Script, policy: str = "RoundRobin", **changes: object) -> AsyncIterator[Stage]:
-    """A gateway over one worker for each script; `changes` are settings."""
+async def running(
+    *scripts: Script, policy: str = "RoundRobin", roles: Sequence[Role] = (), **changes: object
+) -> AsyncIterator[Stage]:
+    """A gateway over one worker for each script, of these roles; `changes` are settings."""
     settings = dataclasses.replace(Settings(host="127.0.0.1", port=0, policy=policy), **changes)  # type: ignore[arg-type]
     async with AsyncExitStack() as stack:
         workers = [
             await stack.enter_async_context(FakeWorker(script, f"w{i}")) for i, script in enumerate(scripts or (plain,))
         ]
         fleet, models = Fleet(max_in_flight=settings.max_in_flight), ModelTable()
-        known = [Worker(w.name, "127.0.0.1", w.port, "m") for w in workers]
+        does = [*roles, *[Role.PREFILL_DECODE] * (len(workers) - len(roles))]
+        known = [
+            Worker(w.name, "127.0.0.1", w.port, "m", role, domain="kv") for w, role in zip(workers, does, strict=True)
+        ]
         install(known, fleet, models, find_policy(policy), 1)
         gateway = Gateway(settings, fleet, models)
         port = await gateway.start()

@@ -34,6 +34,8 @@ class RetryLimits:
     ejection: float = 2.0
     """First ejection; doubles with each further failure."""
     max_ejection: float = 30.0
+    continuations: int = 3
+    """How often a response that broke after its first byte is continued elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,14 @@ from penstock.router.decisions import (
     Life,
     PassOn,
     Pause,
+    Prefill,
+    Prefilled,
     Refuse,
     Resumed,
+    SplitLimits,
     live,
 )
+from penstock.router.decisions.leg_forms import first_leg, held_params, second_leg
 from penstock.router.shell.forms import (
     LAST_CHUNK,
     NOT_FORWARDED,
@@ -31,6 +35,7 @@ from penstock.router.shell.forms import (
     error_event,
     named_by_connection,
 )
+from penstock.router.shell.leg_call import Answer
 from penstock.router.shell.models import ServedModel
 from penstock.router.shell.upstream import UpstreamConnection, returned_fields
 
@@ -62,11 +67,13 @@ class Exchange:
         "_event_stream",
         "_gateway",
         "_inbound",
+        "_leg",
         "_life",
         "_model",
         "_paused",
         "_request",
         "_saw_body",
+        "_split",
         "_started",
         "_timer",
         "deadline",
@@ -82,8 +89,9 @@ class Exchange:
         request: Request,
         model: ServedModel,
         now: float,
+        split: SplitLimits | None = None,
     ) -> None:
-        """An exchange that has not begun."""
+        """An exchange that has not begun. `split`: limits of its legs, None where it has none."""
         self._gateway = gateway
         self._client = client
         self._inbound = inbound
@@ -92,7 +100,9 @@ class Exchange:
         self._model = model
         self._started = now
         self._life: Life | None = None
+        self._split = split
         self._attempt: Attempt | None = None
+        self._leg: Prefill | None = None
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -112,7 +122,9 @@ class Exchange:
     def start(self, seed: int) -> None:
         """Begin."""
         gateway = self._gateway
-        self._life = live(self._request, gateway.fleet, self._model.policy, gateway.retry_limits, self._started, seed)
+        self._life = live(
+            self._request, gateway.fleet, self._model.policy, gateway.retry_limits, self._started, seed, self._split
+        )
         self._do(next(self._life))
 
     def _tell(self, event: Event) -> None:
@@ -129,6 +141,8 @@ class Exchange:
     def _do(self, action: Action) -> None:
         if isinstance(action, Attempt):
             self._try(action)
+        elif isinstance(action, Prefill):
+            self._try_leg(action)
         elif isinstance(action, Pause):
             loop = self._gateway.loop
             self._timer = loop.call_later(action.seconds, lambda: self._tell(Resumed(loop.time())))
@@ -144,13 +158,24 @@ class Exchange:
     def _try(self, attempt: Attempt) -> None:
         """Send the request over an idle connection, or make one."""
         self._attempt = attempt
+        self._leg = None
         counters = self._gateway.counters
         counters.picks[(attempt.pick.policy, attempt.pick.reason)] += 1
-        connection = None if attempt.fresh else self._gateway.pool.take(attempt.worker)
+        if attempt.split is not None:
+            counters.splits[(self._model.name, attempt.split)] += 1
+        self._reach(attempt.worker, attempt.fresh)
+
+    def _try_leg(self, leg: Prefill) -> None:
+        """Send the first leg."""
+        self._leg = leg
+        self._reach(leg.worker, leg.fresh)
+
+    def _reach(self, worker: Worker, fresh: bool) -> None:
+        connection = None if fresh else self._gateway.pool.take(worker)
         if connection is not None:
             self._send(connection)
         else:
-            self._connecting = self._gateway.loop.create_task(self._connect(attempt.worker))
+            self._connecting = self._gateway.loop.create_task(self._connect(worker))
 
     async def _connect(self, worker: Worker) -> None:
         """Make a connection within the connect time-out."""
@@ -173,11 +198,27 @@ class Exchange:
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
         self.deadline = self._gateway.coarse_now + self._gateway.settings.response_timeout
-        connection.send(self, self._head(connection.worker), self._body)
+        if self._leg is not None:
+            body = first_leg(self._body)
+            connection.send(Answer(self._leg_done, self.broke), self._head(connection.worker, body), body)
+            return
+        body = self._body
+        if self._attempt is not None and self._attempt.transfer is not None:
+            body = second_leg(body, self._attempt.transfer.params)
+        connection.send(self, self._head(connection.worker, body), body)
         if self._paused:
             connection.pause()
 
-    def _head(self, worker: Worker) -> bytes:
+    def _leg_done(self, connection: UpstreamConnection, status: int, answer: bytes) -> None:
+        """The first leg's answer is whole."""
+        gateway = self._gateway
+        self._connection = None
+        gateway.pool.give(connection)
+        params = held_params(answer) if status == 200 else None
+        gateway.counters.legs[(self._model.name, "Held" if params else "NothingHeld")] += 1
+        self._tell(Prefilled(gateway.loop.time(), status, params))
+
+    def _head(self, worker: Worker, body: bytes) -> bytes:
         """Head of the request as the worker gets it."""
         inbound = self._inbound
         dropped = NOT_FORWARDED
@@ -189,7 +230,7 @@ class Exchange:
                 inbound.target,
                 worker.host.encode(),
                 worker.port,
-                len(self._body),
+                len(body),
                 inbound.request_id,
                 self._client.forwarded_for(inbound),
             )
@@ -280,7 +321,10 @@ class Exchange:
         if not self.passing:
             self._connection = None
             if failure is not Failure.STALE_CONNECTION:
-                self._gateway.counters.retries[(self._model.name, failure)] += 1
+                counters, model = self._gateway.counters, self._model.name
+                counters.retries[(model, failure)] += 1
+                if self._leg is not None:
+                    counters.legs[(model, failure)] += 1
         self.deadline = float("inf")
         self._tell(Failed(self._gateway.loop.time(), failure))
 
@@ -336,13 +380,14 @@ class Exchange:
 
     def worker_gone(self, slot: int) -> None:
         """The worker's pod is gone; if it owes us a first byte, somebody else must give it."""
-        if self._attempt is None or self._attempt.reservation.slot != slot or self.passing:
+        now_at = self._leg or self._attempt
+        if now_at is None or now_at.reservation.slot != slot or self.passing:
             return
         self._give_up(Failure.WORKER_GONE)
 
     def check(self, now: float) -> None:
         """Called now and then: has the worker been silent for too long?"""
-        if now >= self.deadline and not self._paused:
+        if now >= self.deadline and (not self._paused or self._leg is not None):
             self._give_up(Failure.RESPONSE_TIMEOUT)
 
     def _give_up(self, failure: Failure) -> None:
@@ -395,7 +440,7 @@ class Exchange:
     def pause(self) -> None:
         """The client does not keep up."""
         self._paused = True
-        if self._connection is not None:
+        if self._connection is not None and self._leg is None:
             self._connection.pause()
 
     def resume(self) -> None:

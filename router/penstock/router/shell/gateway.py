@@ -12,8 +12,9 @@ import logging
 import secrets
 import time
 
-from penstock.core.fleet import Fleet, Request, Worker
-from penstock.router.decisions import RetryLimits
+from penstock.core.fleet import Fleet, Request, Role, Worker
+from penstock.router.decisions import RetryLimits, SplitLimits
+from penstock.router.decisions.leg_forms import can_split
 from penstock.router.shell.client import ClientConnection
 from penstock.router.shell.exchange import Exchange
 from penstock.router.shell.forms import BYTES_PER_TOKEN, Fault, read_envelope, strip_transfer_params
@@ -33,6 +34,7 @@ _MODELS = b"/v1/models"
 _MODEL = b"/v1/models/"
 _HEALTH = b"/health"
 _READ_METHODS = (b"GET", b"HEAD")
+_DECODE = Role.DECODE
 
 
 class Gateway:
@@ -47,6 +49,7 @@ class Gateway:
         self.log = logging.getLogger("penstock.router.gateway")
         self.loop = asyncio.get_running_loop()
         self.retry_limits = RetryLimits(attempts=settings.attempts)
+        self.split_limits = SplitLimits(min_tokens=settings.split_tokens, lease=settings.kv_lease)
         self.pool = Pool(self.loop.time, settings.pool_timeout)
         self.connections: set[ClientConnection] = set()
         self.exchanges: set[Exchange] = set()
@@ -216,7 +219,9 @@ class Gateway:
             deadline=now + self.settings.retry_deadline,
         )
         body = strip_transfer_params(body, envelope)
-        exchange = Exchange(self, client, inbound, body, request, model, now)
+        legs = bool(self.fleet.view().candidates(model.name, _DECODE).size) and can_split(body)
+        split = self.split_limits if legs else None
+        exchange = Exchange(self, client, inbound, body, request, model, now, split)
         self.exchanges.add(exchange)
         client.begin_exchange(exchange)
         exchange.start(seed=next(self._ids))

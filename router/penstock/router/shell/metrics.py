@@ -55,6 +55,8 @@ class Counters:
         self.cut: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
         self.client_gone: defaultdict[str, int] = defaultdict(int)  # model
         self.picks: defaultdict[tuple[str, str], int] = defaultdict(int)  # policy, reason
+        self.splits: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
+        self.legs: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, outcome
         self.time_to_first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.duration: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.received_bytes = 0
@@ -85,6 +87,9 @@ class Collector(PrometheusCollector):
         yield _counter("retries", "Attempts that failed before their first byte.", ("model", "reason"), c.retries)
         yield _counter("cut", "Responses that broke after their first byte.", ("model", "reason"), c.cut)
         yield _counter("picks", "Picks by policy and reason.", ("policy", "reason"), c.picks)
+        split = "Attempts of models with prefill and decode workers, by why their prompt was split or was not."
+        yield _counter("splits", split, ("model", "reason"), c.splits)
+        yield _counter("prefill_legs", "Prefill legs by outcome.", ("model", "outcome"), c.legs)
         yield _counter("client_gone", "Requests whose client left.", ("model",), _single(c.client_gone))
         yield _counter("upstream_connects", "Connections made to workers.", ("outcome",), _single(c.connects))
         yield _counter("connections", "Client connections accepted.", (), {(): c.accepted_connections})

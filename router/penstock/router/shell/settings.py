@@ -55,6 +55,9 @@ class Settings:
     retry_deadline: float = _flag(300.0, "time after its arrival in which a request may be tried again")
     attempts: int = _flag(4, "attempts of one request in all, before its first byte")
 
+    split_tokens: int = _flag(256, "uncached prompt tokens from which prefill and decode run on two workers")
+    kv_lease: float = _flag(30.0, "how long a prefill worker holds blocks for its peer; the engines' kv_lease_duration")
+
     drain_lag: float = _flag(3.0, "time between turning unready and refusing connections at SIGTERM")
     drain_grace: float = _flag(600.0, "time running requests have to finish at SIGTERM")
 
