@@ -228,7 +228,8 @@ class Books(RuleBasedStateMachine):
     def first_token(self, which: int) -> None:
         """A request's prompt is computed, and that is told once or twice."""
         reservation = self.open[sorted(self.open)[which % len(self.open)]]
-        assert self.fleet.prefilled(reservation) == (reservation.id not in self.computed)
+        waits = reservation.cached_tokens < reservation.prompt_tokens and reservation.id not in self.computed
+        assert self.fleet.prefilled(reservation) == waits
         self.computed.add(reservation.id)
 
     @precondition(lambda self: self.ended)
@@ -270,7 +271,7 @@ class Books(RuleBasedStateMachine):
             assert fleet.in_flight[slot] == len(mine)
             assert fleet.outstanding_tokens[slot] == sum(r.prompt_tokens + r.max_tokens for r in mine)
             assert fleet.context_tokens[slot] == sum(r.prompt_tokens + r.max_tokens // 2 for r in mine)
-            waiting = [r for r in mine if r.id not in self.computed]
+            waiting = [r for r in mine if r.id not in self.computed and r.cached_tokens < r.prompt_tokens]
             assert fleet.pending[slot].tolist() == [
                 len(waiting),
                 sum(r.prompt_tokens - r.cached_tokens for r in waiting),

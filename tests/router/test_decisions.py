@@ -160,16 +160,20 @@ def test_a_pick_explains_itself(policy: str, loads: list[int], seed: int) -> Non
     pick = picked(policy, fleet, seed)
     assert sorted([pick.decode, *(slot for slot, _ in pick.losers)]) == list(range(len(loads)))
     assert all(score >= pick.score for _, score in pick.losers)
-    assert pick.policy == policy and pick.unit in ("turn", "tokens")
+    assert pick.policy == policy and pick.unit in ("turn", "tokens", "lot", "ms")
     if len(loads) == 1:
         assert pick.runner_up is None and pick.reason is PickReason.ONLY_CANDIDATE
         return
     assert pick.reason is not PickReason.ONLY_CANDIDATE
     runner_up = pick.runner_up
     assert runner_up is not None
+    if policy == "PowerOfTwo":
+        return  # without the one picked, two others are drawn
     again = find_policy(policy).pick(REQUEST, fleet.view().without(frozenset({pick.decode})), 0.0, seed)
     assert isinstance(again, Pick)
-    assert again.score == dict(pick.losers)[runner_up], "the runner-up is not as good as what would be picked"
+    assert again.score == pytest.approx(dict(pick.losers)[runner_up]), (
+        "the runner-up is not as good as what would be picked"
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)

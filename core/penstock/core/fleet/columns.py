@@ -11,6 +11,7 @@ is what makes pick-then-reserve atomic.
 """
 
 import math
+from hashlib import blake2b
 from typing import cast
 
 import numpy as np
@@ -101,6 +102,7 @@ class Fleet:
     price: NDArray[np.float64]
     pending: NDArray[np.float64]  # (capacity, 3)
     context_tokens: NDArray[np.int64]
+    name_hash: NDArray[np.uint64]
 
     # ---- membership -------------------------------------------------------------------------
 
@@ -142,6 +144,7 @@ class Fleet:
         """Write down what is known of a worker's speed and price; the rest stays unknown."""
         self.profiled = self.profiled or worker.prefill_ms is not None
         self.experts_ms[slot] = worker.experts_ms
+        self.name_hash[slot] = int.from_bytes(blake2b(worker.name.encode(), digest_size=8).digest(), "big")
         for column, known in (
             (self.prefill_ms, worker.prefill_ms),
             (self.decode_ms, worker.decode_ms),
@@ -218,8 +221,9 @@ class Fleet:
         self._next_reservation += 1
         self._picks += 1
         self._ledger[reservation.id] = reservation
-        self._prefilling.add(reservation.id)
-        self._queue(slot, reservation.pending, 1.0)
+        if cached_tokens < prompt_tokens:
+            self._prefilling.add(reservation.id)
+            self._queue(slot, reservation.pending, 1.0)
         self._in_flight[slot] += 1
         self._context[slot] += reservation.context_tokens
         self._outstanding[slot] += prompt_tokens + max_tokens

@@ -51,6 +51,7 @@ LAYOUT: dict[str, tuple[type, Any, tuple[int, ...]]] = {
     "price": (np.float64, _NEVER, ()),
     # Whole numbers, exact below 2**53: requests not yet prefilled, their uncached tokens, their attention work.
     "pending": (np.float64, 0.0, (3,)),
+    "name_hash": (np.uint64, 0, ()),
     "context_tokens": (np.int64, 0, ()),
 }
 """Column: type, the value of an empty slot, shape of one entry. Unknown floats are NaN, never 0."""

@@ -46,6 +46,7 @@ class FleetView:
         "kv_usage",
         "last_pick",
         "memo",
+        "name_hash",
         "outstanding_tokens",
         "pending",
         "prefill_ms",
@@ -77,6 +78,7 @@ class FleetView:
         self.price = _read_only(fleet.price)
         self.pending = _read_only(fleet.pending)
         self.context_tokens = _read_only(fleet.context_tokens)
+        self.name_hash = _read_only(fleet.name_hash)
         self.memo: dict[Hashable, Any] = {}
 
     @property

@@ -9,6 +9,7 @@ the workers that were: it neither attracts nor repels. With nobody scraped, rese
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from penstock.core.fleet import FleetView, Scores, Slots
 
 MAX_SAMPLE_AGE = 30.0
@@ -18,16 +19,22 @@ MAX_SAMPLE_AGE = 30.0
 def outstanding_tokens(view: FleetView, slots: Slots, now: float) -> Scores:
     """Tokens each worker still owes, ours and (as far as known) others', shape like `slots`."""
     ours = view.outstanding_tokens[slots]
-    if not view.sampled:
+    foreign = foreign_requests(view, slots, now)
+    if isinstance(foreign, float):
         return ours
-    sampled_at = view.sampled_at[slots]
-    fresh = now - sampled_at <= MAX_SAMPLE_AGE  # NaN (never sampled) compares false
-    if not fresh.any():
-        return ours
-    foreign = view.foreign_requests[slots]
-    neutral = foreign[fresh].mean()
-    load: Scores = ours + np.where(fresh, foreign, neutral) * view.mean_request_tokens
+    load: Scores = ours + foreign * view.mean_request_tokens
     return load
+
+
+def foreign_requests(view: FleetView, slots: Slots, now: float) -> NDArray[np.float64] | float:
+    """Requests at each worker that are not ours, shape like `slots`; plain 0.0 when nobody was sampled lately."""
+    if not view.sampled:
+        return 0.0
+    fresh = now - view.sampled_at[slots] <= MAX_SAMPLE_AGE  # NaN (never sampled) compares false
+    if not fresh.any():
+        return 0.0
+    foreign = view.foreign_requests[slots]
+    return np.where(fresh, foreign, foreign[fresh].mean())
 
 
 def predicted_ttft_ms(view: FleetView, slot: int, prompt_tokens: int) -> float | None:

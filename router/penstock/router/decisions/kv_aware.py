@@ -1,0 +1,190 @@
+"""KVAware: predict, keep who meets the objectives, take the cheapest.
+
+For every candidate the time to the first token, the time per token and the marginal cost are predicted (`predict`)
+from its profile, its queue, its batch and what it has cached of this very prompt. Those that meet the deployment's
+objectives compete on cost; if none does, the one that is least late is taken. Where prefill and decode are apart, the
+best prefill worker is found for each transfer domain, and each decode worker is judged together with its domain's: as
+many sums as there are workers, never as there are pairs. A short rest of a prompt may stay with the decode worker.
+
+Affinity is bounded by load: where caches differ, nobody is picked who has twice the mean number of requests, or a
+thousand equal prompts would all go where the first one went.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from penstock.core.fleet import ANSWERING, FleetView, Pick, PickReason, Prefills, Rejection, Request, Term
+from penstock.router.decisions.policies_common import ONLY, PREFILL, TURN, in_turn, no_candidate
+from penstock.router.decisions.predict import (
+    Estimate,
+    Floats,
+    Side,
+    decode_times,
+    lateness,
+    prefill_half,
+    side_of,
+    whole,
+)
+
+LOCAL_TOKENS = 512
+"""Uncached tokens up to which a decode worker may run a prompt itself, if that is cheaper than sending it away."""
+_CHEAPEST, _LEAST_LATE = PickReason.LEAST_COST, PickReason.LEAST_VIOLATION
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Answering workers judged with a prefill mate: `mates` index the prefill side, -1 for workers that need none."""
+
+    estimate: Estimate
+    transfer: Floats
+    mates: NDArray[np.intp]
+    prefills: Prefills | None
+
+
+class KVAware:
+    """The worker (or pair) that meets the objectives at the least marginal cost."""
+
+    name = "KVAware"
+
+    def pick(self, request: Request, view: FleetView, now: float, seed: int) -> Pick | Rejection:
+        """Pick by predicted time and cost; equals take turns."""
+        side = side_of(view, request.model, ANSWERING)
+        if side is None:
+            return no_candidate(request, view)
+        cached = view.cached_tokens(request)
+        hits = 0.0 if cached is None else cached[side.slots]
+        estimate = whole(side, view, request, hits, now)
+        mates = side_of(view, request.model, PREFILL)
+        split = None if mates is None else _paired(side, mates, view, request, estimate, cached, now)
+        if split is not None:
+            estimate = split.estimate
+        late = lateness(estimate.ttft, estimate.tpot, request)
+        scores, reason = _scored(side, view, estimate, late)
+        best, alone = in_turn(scores, side.slots, view, seed)
+        if not alone:
+            reason = TURN
+        return _made(request, side, estimate, split, scores, reason, best, cached is not None)
+
+
+def _scored(side: Side, view: FleetView, estimate: Estimate, late: Floats | None) -> tuple[Floats, PickReason]:
+    """Cost of those that meet the objectives, or lateness when none does; infinite for who may not be picked."""
+    barred = _overloaded(side, view, estimate.hits)
+    if late is not None and not side.all_profiled:
+        late = np.where(side.profiled, late, 0.0)  # what cannot be predicted cannot be held against a worker
+    scores, reason = estimate.cost, _CHEAPEST
+    if late is not None and late.any():
+        meets = late <= 0.0 if barred is None else (late <= 0.0) & ~barred
+        if meets.any():
+            scores = np.where(meets, scores, np.inf)
+        else:
+            scores, reason = late, _LEAST_LATE
+    return scores if barred is None else np.where(barred, np.inf, scores), reason
+
+
+def _overloaded(side: Side, view: FleetView, hits: Floats | float) -> NDArray[np.bool_] | None:
+    """Who has twice the mean number of requests already, where caches could draw a crowd; `None` for nobody."""
+    if isinstance(hits, float) or not hits.any():
+        return None
+    flight = view.in_flight[side.slots]
+    barred = flight >= max(2, 2 * (int(flight.sum()) + 1) // len(side))
+    return barred if barred.any() else None
+
+
+def _paired(
+    side: Side, mates: Side, view: FleetView, request: Request, alone: Estimate, cached: Floats | None, now: float
+) -> _Split | None:
+    """Judge each decode worker with the best prefill worker of its domain; `None` when no domain has both."""
+    chosen = np.full(len(side), -1)
+    half = prefill_half(mates, view, request, 0.0 if cached is None else cached[mates.slots])
+    order = _prefill_order(mates, view, request, half)
+    for domain in np.unique(side.domain[side.decodes_only]):
+        here = np.flatnonzero(mates.domain == domain)
+        if here.size:
+            chosen[side.decodes_only & (side.domain == domain)] = _best_of(here, order, half)
+    if not (chosen >= 0).any():
+        return None
+    tpot, added, others = decode_times(side, view, request, now)
+    transfer = side.transfer * (request.prompt_tokens - alone.hits)
+    ttft = half.ttft[chosen] + transfer + tpot
+    cost = half.cost[chosen] + side.price * (added * (others + 1.0) + transfer + tpot)
+    short = request.prompt_tokens - alone.hits <= LOCAL_TOKENS
+    chosen = np.where((chosen >= 0) & short & _better(alone, ttft, tpot, cost, request), -1, chosen)
+    apart = chosen >= 0
+    estimate = Estimate(
+        hits=np.where(apart, np.broadcast_to(half.hits, half.ttft.shape)[chosen], alone.hits),
+        queue=np.where(apart, half.queue[chosen], alone.queue),
+        own=np.where(apart, half.own[chosen], alone.own),
+        ttft=np.where(apart, ttft, alone.ttft),
+        tpot=tpot,
+        cost=np.where(apart, cost, alone.cost),
+    )
+    terms = _terms(half, cached is not None, transfer=None, priced=mates.priced)
+    return _Split(estimate, np.where(apart, transfer, 0.0), chosen, Prefills(mates.slots, order, terms))
+
+
+def _prefill_order(mates: Side, view: FleetView, request: Request, half: Estimate) -> Floats:
+    """Prefill workers, best first; the first token's objective is all that can be judged here."""
+    late = None if request.ttft_ms is None else np.maximum(half.ttft - request.ttft_ms, 0.0)
+    return _scored(mates, view, half, late)[0]
+
+
+def _best_of(here: NDArray[np.intp], order: Floats, half: Estimate) -> int:
+    """Of these prefill workers the first in order; where all of them are barred, the soonest."""
+    first = int(here[order[here].argmin()])
+    return first if np.isfinite(order[first]) else int(here[half.ttft[here].argmin()])
+
+
+def _better(alone: Estimate, ttft: Floats, tpot: Floats, cost: Floats, request: Request) -> NDArray[np.bool_]:
+    """Where running both halves at one worker is less late, or as punctual and cheaper."""
+    cheaper: NDArray[np.bool_] = alone.cost <= cost
+    here, apart = lateness(alone.ttft, alone.tpot, request), lateness(ttft, tpot, request)
+    if here is None or apart is None:
+        return cheaper
+    better: NDArray[np.bool_] = (here < apart) | ((here == apart) & cheaper)
+    return better
+
+
+def _made(
+    request: Request,
+    side: Side,
+    estimate: Estimate,
+    split: _Split | None,
+    scores: Floats,
+    reason: PickReason,
+    best: int,
+    indexed: bool,
+) -> Pick:
+    prefills, prefill = None, None
+    if split is not None and split.mates[best] >= 0 and split.prefills is not None:
+        prefills = split.prefills
+        prefill = int(prefills.candidates[split.mates[best]])
+    predicted = bool(side.profiled[best])
+    hits = estimate.hits if isinstance(estimate.hits, float) else float(estimate.hits[best])
+    return Pick(
+        decode=int(side.slots[best]),
+        reason=reason if len(side) > 1 else ONLY,
+        policy=KVAware.name,
+        candidates=side.slots,
+        scores=scores,
+        unit="ms" if reason is _LEAST_LATE or not side.priced else "usd",
+        prefill=prefill,
+        expected_hit_tokens=int(hits) if indexed else None,
+        predicted_ttft_ms=float(estimate.ttft[best]) if predicted else None,
+        predicted_tpot_ms=float(estimate.tpot[best]) if predicted else None,
+        terms=_terms(estimate, indexed, None if split is None else split.transfer, side.priced),
+        prefills=prefills,
+    )
+
+
+def _terms(estimate: Estimate, indexed: bool, transfer: Floats | None, priced: bool) -> tuple[Term, ...]:
+    hits = np.broadcast_to(estimate.hits if indexed else np.nan, estimate.ttft.shape)
+    return (
+        ("hit_tokens", hits),
+        ("queue_ms", estimate.queue),
+        ("prefill_ms", estimate.own),
+        *((("transfer_ms", transfer),) if transfer is not None else ()),
+        ("ttft_ms", estimate.ttft),
+        ("tpot_ms", estimate.tpot),
+        ("cost_usd" if priced else "cost_ms", estimate.cost),
+    )
