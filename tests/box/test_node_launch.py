@@ -32,6 +32,8 @@ SCRIPT = """
 id -u; id -g; hostname
 cat /data/in
 touch /data/in 2>/dev/null || echo volume is read-only
+cat "$COVERED"/env/in
+touch "$COVERED"/made && echo cover is writable
 touch /anything 2>/dev/null || echo root is read-only
 echo $$
 echo oops >&2
@@ -75,10 +77,13 @@ async def _explore(channel: socket.socket) -> dict[str, Any]:
     (scratch / "root").mkdir()
     (scratch / "data").mkdir()
     (scratch / "data" / "in").write_text("from outside\n")
+    (scratch / "env").mkdir()
+    (scratch / "env" / "in").write_text("from below a volume\n")
+    (scratch / "cover").mkdir()
     spawner = Spawner(channel)
     spawner.start()
     pods, containers = Pods(spawner, AddressPool("10.244.1.0/24")), Containers(spawner)
-    folders = outermost((*system_folders(), *python_folders(Path(sys.prefix))))
+    folders = outermost((*system_folders(), *python_folders(Path(sys.prefix)), str(scratch / "env")))
     host = HostView(str(scratch / "root"), system_links(), folders, ())
     metadata = cri.PodSandboxMetadata(name="pod", namespace="default", uid="u")
     own = cri.NamespaceOption(pid=cri.NamespaceMode.CONTAINER)
@@ -91,11 +96,15 @@ async def _explore(channel: socket.socket) -> dict[str, Any]:
         )
         wish = cri.ContainerConfig(
             metadata=cri.ContainerMetadata(name=name), command=command,
+            envs=[cri.KeyValue(key="COVERED", value=str(scratch))],
             linux=cri.LinuxContainerConfig(security_context=security),
         )  # fmt: skip
         image = images.table(sys.prefix)["penstock/toolbox"]
         process = plan.process(wish, image, sandbox.hostname)
-        mounts = [cri.Mount(container_path="/data", host_path=str(scratch / "data"), readonly=True)]
+        mounts = [
+            cri.Mount(container_path="/data", host_path=str(scratch / "data"), readonly=True),
+            cri.Mount(container_path=str(scratch), host_path=str(scratch / "cover")),
+        ]
         root = plan.root(host, process, mounts, {}, readonly=True)
         return ContainerRecord(name, sandbox, wish, image, process, root, 0, scratch / f"{name}.log")
 
@@ -144,7 +153,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_container_is_the_user_it_asked_for_with_the_files_it_was_given(told: dict[str, Any]) -> None:
     lines = [rest[-1] for rest in told["log"] if rest[0] == "stdout"]
-    assert lines == ["77", "88", "pod-name", "from outside", "volume is read-only", "root is read-only", "1"]
+    assert lines == [
+        "77",
+        "88",
+        "pod-name",
+        "from outside",
+        "volume is read-only",
+        "from below a volume",  # as when the box's Python environment lies in /tmp and the pod has an emptyDir there
+        "cover is writable",
+        "root is read-only",
+        "1",
+    ]
     assert ["stderr", "F", "oops"] in told["log"]
 
 

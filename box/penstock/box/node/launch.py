@@ -93,7 +93,8 @@ def _join(path: str, kind: int) -> None:
 
 
 def _build_root(plan: RootPlan) -> None:
-    sources = [_open_source(volume) for volume in plan.volumes]
+    volumes = (*plan.volumes, *_covered(plan))
+    sources = [_open_source(volume) for volume in volumes]
     root = plan.scratch
     linux.mount("tmpfs", root, "tmpfs", linux.MS_NOSUID, "mode=755")
     for path, mode in plan.dirs:
@@ -111,12 +112,21 @@ def _build_root(plan: RootPlan) -> None:
     for path in _PROC_READONLY:
         if os.path.exists(path):
             linux.bind(path, path, readonly=True)
-    for volume, source in zip(plan.volumes, sources, strict=True):
+    for volume, source in zip(volumes, sources, strict=True):
         _mount_volume(volume, source)
     linux.unmount(_OLD_ROOT)
     os.rmdir(_OLD_ROOT)
     if plan.readonly:
         linux.mount("none", "/", flags=linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
+
+
+def _covered(plan: RootPlan) -> list[Volume]:
+    """The host's folders below a writable volume: a Python environment in /tmp, where most pods mount an emptyDir.
+
+    They are mounted once more, over the volume. One below a read-only volume stays covered: nothing can be made there.
+    """
+    covers = tuple(volume.target.rstrip("/") + "/" for volume in plan.volumes if not volume.readonly)
+    return [Volume(path, path, readonly=True) for path in plan.binds if path.startswith(covers)]
 
 
 def _write_file(path: str, text: str, mode: int) -> None:
