@@ -12,9 +12,9 @@ tear. `capacity` says how many units surely fit in so many bytes, however unluck
 """
 
 import sys
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat
+from itertools import islice
 
 LANE_BITS = 16
 """Bits of a lane number inside the key of a copy count."""
@@ -162,8 +162,10 @@ class BlockTable:
         # A parent nobody holds cannot carry a link: the child is torn in every lane that has it.
         parent_mask = 0 if parent is None else masks.get(parent, 0)
         above = parent if parent_mask else None
-        stored = self._store_alike(bit, blocks, above)
-        if stored is None:
+        # Most events tell of blocks nobody has: those need no look at what was there.
+        if masks.keys().isdisjoint(blocks):
+            stored = self._store_new(lane, bit, blocks, above)
+        else:
             stored = self._store_mixed(lane, bit, blocks, above)
         if stored:
             self.held[lane] = self.held.get(lane, 0) + stored
@@ -172,26 +174,24 @@ class BlockTable:
         if lane in self._tears:
             self._mend(lane, blocks)
 
-    def _store_alike(self, bit: int, blocks: Sequence[int], above: int | None) -> int | None:
-        """Blocks new to the lane that the same other lanes hold, most often none: whole columns at once.
-
-        Returns how many, `None` when the blocks are not so and nothing was done.
-        """
+    def _store_new(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int:
+        """Blocks nobody holds. Returns how many are new to the lane."""
         masks, links = self._masks, self._links
-        mask = masks.get(blocks[0])
-        found = list(map(masks.get, blocks))
-        if (mask is not None and mask & bit) or found.count(mask) != len(blocks):
-            return None
-        added = dict.fromkeys(blocks, bit if mask is None else mask | bit)
-        if len(added) != len(blocks):
-            return None
-        masks.update(added)
-        if above is not None and links.setdefault(above, blocks[0]) != blocks[0]:
-            self._fork(above, blocks[0])
-        if mask is None:
-            # New blocks have no links yet; old ones have theirs, because a link is missing only where an end was.
-            links.update(zip(blocks, islice(blocks, 1, None), strict=False))
-        return len(blocks)
+        before = len(masks)
+        block = blocks[0]
+        if above is not None and links.setdefault(above, block) != block:
+            self._fork(above, block)
+        masks[block] = bit
+        for following in islice(blocks, 1, None):
+            masks[following] = bit
+            links[block] = following
+            block = following
+        stored = len(masks) - before
+        if stored != len(blocks):
+            for block, count in Counter(blocks).items():
+                if count > 1:
+                    self._copies[block << LANE_BITS | lane] = count - 1
+        return stored
 
     def _store_mixed(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int:
         """Any blocks, one by one. Returns how many are new to the lane."""
@@ -213,47 +213,31 @@ class BlockTable:
 
     def remove(self, lane: int, blocks: Sequence[int]) -> int:
         """One copy of each block has left the lane. Returns how many of them were not known to be there."""
-        masks, bit = self._masks, 1 << lane
-        found = list(map(masks.get, blocks))
-        if found.count(bit) == len(blocks) and not self._copies and len(set(blocks)) == len(blocks):
-            self._remove_last(lane, bit, blocks)
-            return 0
+        masks, links, bit = self._masks, self._links, 1 << lane
         unknown = gone = 0
         for block in blocks:
             mask = masks.get(block, 0)
             if not mask & bit:
                 unknown += 1
-            elif not (self._copies and self._drop_copy(block << LANE_BITS | lane)):
-                gone += 1
-                self._remove_one(lane, bit, block, mask)
+                continue
+            if self._copies and self._drop_copy(block << LANE_BITS | lane):
+                continue
+            gone += 1
+            if mask == bit:
+                del masks[block]
+                children = links.pop(block, None)
+                if isinstance(children, set):
+                    self._forked -= len(children)
+            else:
+                masks[block] = mask ^ bit
+                children = links.get(block)
+            if children is not None and (isinstance(children, set) or masks.get(children, 0) & bit):
+                self._leave_behind(lane, bit, children)
+            if self._torn & bit:
+                self._untear(lane, block)
         if gone:
             self._lose(lane, gone)
         return unknown
-
-    def _remove_last(self, lane: int, bit: int, blocks: Sequence[int]) -> None:
-        """Blocks that only this lane holds, one copy each: whole columns at once."""
-        deque(map(self._masks.__delitem__, blocks), maxlen=0)
-        for children in map(self._links.pop, blocks, repeat(None)):
-            if children is not None:
-                self._leave_behind(lane, bit, children)
-                if isinstance(children, set):
-                    self._forked -= len(children)
-        self._lose(lane, len(blocks))
-        if lane in self._tears:
-            for block in blocks:
-                self._untear(lane, block)
-
-    def _remove_one(self, lane: int, bit: int, block: int, mask: int) -> None:
-        children = self._links.get(block)
-        if children is not None:
-            self._leave_behind(lane, bit, children)
-        if mask == bit:
-            del self._masks[block]
-            self._unlink(block)
-        else:
-            self._masks[block] = mask ^ bit
-        if lane in self._tears:
-            self._untear(lane, block)
 
     def _drop_copy(self, key: int) -> bool:
         count = self._copies.get(key)
