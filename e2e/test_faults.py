@@ -7,6 +7,7 @@ stated per fault: a worker that dies takes the streams it was sending with it; n
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ NAME = "faults"
 MODEL = "e2e/faults-8b"
 WORKERS = 4
 BACK_WITHIN_S = 120.0
+CALM_S = 20.0
 SYSTEM = "penstock-system"
 ROLES = ("operator", "router", "autoscaler")
 
@@ -67,13 +69,9 @@ def test_one_fault_at_a_time(cluster: Cluster, deployment: None, azure: Callable
     trace = limit_duration(scale_rate(azure(), 0.5), 8 * 60.0)
     with load(cluster, trace, MODEL) as running:
         wait_for("traffic flows", lambda: len(running.outcomes()) > 10, 60)
-        worker_killed(cluster, running)
-        node_lost(cluster, running)
-        rolled(cluster, running, "roll", surge=1, unavailable=0, length="16384")
-        rolled(cluster, running, "roll without surge", surge=0, unavailable=1, length="16000")
-        scaled_down(cluster, running)
-        operator_killed(cluster, running)
-        api_server_killed(cluster, running)
+        for fault in FAULTS:
+            fault(cluster, running)
+            time.sleep(CALM_S)  # so that no request sees two faults
         assert running.now() < 8 * 60.0, f"the faults outlasted the load: {running.marks}"
     judge(running)
 
@@ -127,7 +125,15 @@ def node_ready(cluster: Cluster, node: str) -> bool:
     return is_ready(cluster.get("node", node))
 
 
-def rolled(cluster: Cluster, running: Load, name: str, *, surge: int, unavailable: int, length: str) -> None:
+def rolled(cluster: Cluster, running: Load) -> None:
+    _rolled(cluster, running, "roll", surge=1, unavailable=0, length="16384")
+
+
+def rolled_without_surge(cluster: Cluster, running: Load) -> None:
+    _rolled(cluster, running, "roll without surge", surge=0, unavailable=1, length="16000")
+
+
+def _rolled(cluster: Cluster, running: Load, name: str, *, surge: int, unavailable: int, length: str) -> None:
     old = {p["metadata"]["name"] for p in cluster.workers(NAME)}
     patch = {
         "spec": {
@@ -174,6 +180,17 @@ def api_server_killed(cluster: Cluster, running: Load) -> None:
         cluster.kill_component("kube-apiserver")
         wait_for("the API server answers", lambda: bool(cluster.get("nodes")["items"]), 60)
     back(cluster, "the API server killed")
+
+
+FAULTS = (
+    worker_killed,
+    node_lost,
+    rolled,
+    rolled_without_surge,
+    scaled_down,
+    operator_killed,
+    api_server_killed,
+)
 
 
 def role_pods(cluster: Cluster, role: str) -> list[Object]:

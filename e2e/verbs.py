@@ -23,6 +23,9 @@ from penstock.core.traces import Trace
 
 Object = dict[str, Any]
 
+ANSWERS_WITHIN_S = 120.0
+"""How long after a trace's end its last answers may take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -192,7 +195,7 @@ def load(cluster: Cluster, trace: Trace, model: str, seed: int = 1) -> Iterator[
             running.stop()
         raise
     finally:
-        thread.join(300)
+        thread.join(trace.duration_s + ANSWERS_WITHIN_S)
     if failure:
         raise failure[0]
     assert not thread.is_alive(), "the load did not end"
