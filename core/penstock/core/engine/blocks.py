@@ -32,7 +32,7 @@ class BlockPool:
     @property
     def free(self) -> int:
         """Blocks nobody uses, cached ones included."""
-        return self.untouched + len(self._blank) + len(self._found)
+        return self.size - len(self._references) + len(self._blank) + len(self._found)
 
     @property
     def untouched(self) -> int:
@@ -75,20 +75,29 @@ class BlockPool:
         """Use `count` blocks for new content, forgetting what they held. Raises ValueError when fewer are free."""
         if count > self.free:
             raise ValueError(f"{count} blocks wanted, {self.free} of {self.size} are free")
-        return [self._take_one() for _ in range(count)]
+        blank, references = self._blank, self._references
+        taken = [blank.pop() for _ in range(min(count, len(blank)))]
+        for block in taken:
+            references[block] = 1
+        if len(taken) < count:
+            taken += self._take_untouched(min(count - len(taken), self.untouched))
+        while len(taken) < count:
+            taken.append(self._overwrite())
+        return taken
 
     def give_back(self, blocks: Sequence[int]) -> None:
         """One user of each of these blocks (of one sequence, in its order) is done with it."""
-        references = self._references
+        references, hash_of, blank, found = self._references, self._hash_of, self._blank, self._found
         for block in reversed(blocks):
-            if references[block] < 1:
+            users = references[block] - 1
+            if users < 0:
                 raise ValueError(f"block {block} given back twice")
-            references[block] -= 1
-            if not references[block]:
-                if self._hash_of[block] is None:
-                    self._blank.append(block)
+            references[block] = users
+            if not users:
+                if hash_of[block] is None:
+                    blank.append(block)
                 else:
-                    self._found[block] = None
+                    found[block] = None
 
     def remember(self, block: int, block_hash: int) -> None:
         """Make a block that is in use findable by its content's hash."""
@@ -116,16 +125,11 @@ class BlockPool:
         """Users of each block that was ever used, for checks of conservation."""
         return tuple(self._references)
 
-    def _take_one(self) -> int:
-        if self._blank:
-            block = self._blank.pop()
-            self._references[block] = 1
-            return block
-        if len(self._references) < self.size:
-            self._references.append(1)
-            self._hash_of.append(None)
-            return len(self._references) - 1
-        return self._overwrite()
+    def _take_untouched(self, count: int) -> range:
+        first = len(self._references)
+        self._references += [1] * count
+        self._hash_of += [None] * count
+        return range(first, first + count)
 
     def _overwrite(self) -> int:
         block, _ = self._found.popitem(last=False)

@@ -197,15 +197,7 @@ class Engine:
             raise RuntimeError("the engine has moved on since this span was made; ask for a new one")
         if self.config.policy is SchedulingPolicy.PRIORITY:
             running.sort()
-        self.scheduler.decode(steps)
-        ended: list[Active] = []
-        for active in running:
-            active.computed += steps
-            active.total += steps
-            active.generated += steps
-            active.last_token = now
-            if active.generated >= active.end_at:
-                ended.append(active)
+        ended = self.scheduler.decode(steps, now)
         self._count_span(steps, len(running))
         finished = tuple([self._end(active, active.reason(), now) for active in ended])
         if ended:

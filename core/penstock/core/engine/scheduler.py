@@ -156,15 +156,23 @@ class Scheduler:
                 steps = left
         return steps if self._lasts(steps) else self._affordable(steps)
 
-    def decode(self, steps: int) -> None:
-        """Give every running sequence blocks for `steps` more tokens, as that many steps would."""
-        size, take = self.config.block_size, self.pool.take
+    def decode(self, steps: int, now: float) -> list[Active]:
+        """Let every running sequence have computed `steps` more tokens, with the blocks that so many steps would have
+        given it: those that are at their end."""
+        size, take, ended = self.config.block_size, self.pool.take, []
         for active in self.running:
             until = active.computed + steps
             if until > active.capacity:
                 active.use(take(-(-until // size) - len(active.blocks)), size)
             if until >= active.next_full:
                 self.cache_blocks(active, until)
+            active.computed = until
+            active.total = until + 1
+            active.generated += steps
+            active.last_token = now
+            if active.generated >= active.end_at:
+                ended.append(active)
+        return ended
 
     @property
     def caches_outputs(self) -> bool:
