@@ -26,7 +26,7 @@ def prefill_leg(
     for attempt in range(split.attempts):
         if slot is None or (request.deadline is not None and now >= request.deadline):
             break
-        reservation = fleet.reserve(slot, request.prompt_tokens, 1)
+        reservation = fleet.reserve(slot, request.prompt_tokens, 1, expected_hit(pick, slot))
         domain = int(fleet.domain[slot])
         worker = fleet.worker(slot)
         try:
@@ -49,6 +49,12 @@ def prefill_leg(
         excluded |= {slot}
         slot = least_loaded_prefill(request, fleet.view().without(excluded), pick.decode, now)
     return None, now
+
+
+def expected_hit(pick: Pick, slot: int) -> int:
+    """Prompt tokens the pick found cached in this slot; 0 for another worker than the one it meant for the prompt."""
+    meant = pick.decode if pick.prefill is None else pick.prefill
+    return (pick.expected_hit_tokens or 0) if slot == meant else 0
 
 
 def still_good(transfer: Transfer | None, fleet: Fleet, decode: int, now: float) -> Transfer | None:

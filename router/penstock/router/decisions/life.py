@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from penstock.core.fleet import Failure, Fleet, Pick, Rejection, RejectReason, Request, Role, Worker
-from penstock.router.decisions.legs import count_failure, prefill_leg, still_good, unclaimed
+from penstock.router.decisions.legs import count_failure, expected_hit, prefill_leg, still_good, unclaimed
 from penstock.router.decisions.policies import Policy
 from penstock.router.decisions.retries import RetryLimits, retry_after
 from penstock.router.decisions.split import SplitLimits, SplitReason, pick_pair, why_split
@@ -116,7 +116,8 @@ def _attempt(
     worker = fleet.worker(slot)
     transfer = past.transfer = still_good(past.transfer, fleet, slot, now)
     resumes = past.broken is not None
-    reservation = fleet.reserve(slot, request.prompt_tokens, request.max_tokens)
+    cached = request.prompt_tokens if transfer is not None else expected_hit(pick, slot)
+    reservation = fleet.reserve(slot, request.prompt_tokens, request.max_tokens, cached)
     try:
         attempt = Attempt(worker, pick, reservation, past.number, transfer=transfer, resumes=resumes, split=past.split)
         event = yield attempt
@@ -162,7 +163,7 @@ def _held(
 
     Also says whether the decode worker still takes requests: the leg may have taken a while.
     """
-    place = fleet.reserve(pick.decode, request.prompt_tokens, request.max_tokens)
+    place = fleet.reserve(pick.decode, request.prompt_tokens, request.max_tokens, cached_tokens=request.prompt_tokens)
     try:
         transfer, now = yield from prefill_leg(request, fleet, pick, limits, split, now, seed)
         return transfer, now, fleet.holds(place) and not fleet.withdrawn[pick.decode]

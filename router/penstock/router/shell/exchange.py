@@ -291,6 +291,8 @@ class Exchange:
         gateway = self._gateway
         if not self._saw_body:
             self._saw_body = True
+            if self._attempt is not None:
+                gateway.fleet.prefilled(self._attempt.reservation)
             waited = gateway.loop.time() - self._started
             gateway.counters.time_to_first_byte[self._model.name].observe(waited)
         self.deadline = gateway.coarse_now + gateway.settings.stream_timeout
