@@ -8,6 +8,9 @@ class PromptError(ValueError):
 class TokensUnknown(Exception):
     """The engine may serve this prompt, but what it makes of it cannot be computed here; the message says why."""
 
+    reason = "OnlyTheEngine"
+    """One word for metrics: why tokens are unknown."""
+
 
 class ModelFilesError(ValueError):
     """A model's tokenizer files cannot be used; the message says which file, what is wrong and what to do."""
@@ -15,3 +18,5 @@ class ModelFilesError(ValueError):
 
 class TemplateError(TokensUnknown):
     """A chat template cannot be compiled, fails while it renders, or exceeds what rendering may cost."""
+
+    reason = "TemplateFailed"

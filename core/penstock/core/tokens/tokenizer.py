@@ -65,10 +65,11 @@ class ModelTokenizer:
 
     def encode(self, text: str, *, special: bool, limit: int | None = None, side: str = "left") -> list[int]:
         """Ids of a text, equal to the engine's."""
+        # A batch of one: unlike the library's single call it lets other threads run meanwhile.
         if limit is None:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
             return ids
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
         room = max(0, limit - (self._added_by_special if special else 0))
         if len(encoding.ids) > room:
             encoding.truncate(room, direction=side)

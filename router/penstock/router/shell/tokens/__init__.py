@@ -1,0 +1,16 @@
+"""The router's tokens: models' files found and loaded, engines asked where files do not help."""
+
+from penstock.router.shell.tokens.engine import EngineTokenizer
+from penstock.router.shell.tokens.folders import ModelFolders
+from penstock.router.shell.tokens.service import Ask, Source, Tokenized, TokenOptions, TokenService, Unavailable
+
+__all__ = [
+    "Ask",
+    "EngineTokenizer",
+    "ModelFolders",
+    "Source",
+    "TokenOptions",
+    "TokenService",
+    "Tokenized",
+    "Unavailable",
+]
