@@ -102,6 +102,11 @@ def test_a_span_takes_as_long_as_its_steps(profile: LatencyProfile, steps: int, 
     span = Span.of(profile, steps, batch, context)
     walked = sum(profile.decode_ms(batch, context + batch * step) for step in range(steps))
     assert span.milliseconds(steps) == pytest.approx(walked, rel=1e-9)
+    half = steps // 2
+    rest = span.after(half)
+    assert (rest.steps, rest.context) == (steps - half, context + half * batch)
+    whole = span.milliseconds(half) + rest.milliseconds(rest.steps)
+    assert whole == pytest.approx(walked, rel=1e-9)
 
 
 @given(profile=profiles, steps=st.integers(1, 400), batch=st.integers(1, 300), share=st.floats(-0.1, 1.2))

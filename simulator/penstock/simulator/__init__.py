@@ -1,1 +1,36 @@
-"""The simulator room."""
+"""The twin: a discrete-event simulator of a whole cluster that runs the cluster's own decisions.
+
+`simulate(scenario, trace)` plays a trace through the router's own picks and the simulated engine's own state machine,
+on a virtual clock. Nothing here may read a clock, open a socket or import a shell.
+"""
+
+from penstock.simulator.report import Resources, make_report
+from penstock.simulator.scenario import (
+    ENDLESS,
+    Crash,
+    Impossible,
+    NodeGroup,
+    Scenario,
+    WorkerSpec,
+    parse_nodes,
+    plan_workers,
+)
+from penstock.simulator.startup import StartUp
+from penstock.simulator.twin import Result, Twin, simulate
+
+__all__ = [
+    "ENDLESS",
+    "Crash",
+    "Impossible",
+    "NodeGroup",
+    "Resources",
+    "Result",
+    "Scenario",
+    "StartUp",
+    "Twin",
+    "WorkerSpec",
+    "make_report",
+    "parse_nodes",
+    "plan_workers",
+    "simulate",
+]

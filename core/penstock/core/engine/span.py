@@ -37,6 +37,18 @@ class Span:
         """What the first `steps` steps take together."""
         return steps * self.first_ms + self.growth_ms * (steps * (steps - 1) * 0.5)
 
+    def after(self, steps: int) -> Span:
+        """What is left once `steps` of its steps have passed; at least one must be left."""
+        if not 0 <= steps < self.steps:
+            raise ValueError(f"{steps} of {self.steps} steps leave nothing")
+        return Span(
+            self.steps - steps,
+            self.sequences,
+            self.context + steps * self.sequences,
+            self.first_ms + steps * self.growth_ms,
+            self.growth_ms,
+        )
+
     def begun(self, elapsed_ms: float) -> int:
         """Steps begun before `elapsed_ms` have passed, at least 1: the last of them is still running or just ended."""
         if self.growth_ms > 0.0:

@@ -1,0 +1,59 @@
+"""What a worker's accelerators were doing, for how long, and the energy that took."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from penstock.core.models import Accelerator, Parallelism
+from penstock.core.models.power import Phase, watts
+
+__all__ = ["Meter"]
+
+_FULL_TOKENS = 2048  # From here on a prefill pass draws what it draws at most.
+
+
+class Meter:
+    """Milliseconds and joules by phase, of all accelerators of one worker together."""
+
+    __slots__ = ("_accelerator", "_count", "_decode", "_idle", "_prefill", "_tensor", "busy_joules", "milliseconds")
+
+    def __init__(self, accelerator: Accelerator, parallelism: Parallelism) -> None:
+        self._accelerator, self._tensor = accelerator, parallelism.tensor
+        self._count = parallelism.accelerators
+        self._idle = watts(accelerator, Phase.IDLE) * self._count
+        self._decode = watts(accelerator, Phase.DECODE, tensor=self._tensor) * self._count
+        self._prefill = _prefill_table(accelerator, self._tensor)
+        self.milliseconds = {Phase.PREFILL: 0.0, Phase.DECODE: 0.0}
+        self.busy_joules = 0.0
+
+    def pass_over(self, prompt_tokens: int, milliseconds: float) -> None:
+        """A pass, or a run of them, took so long; with prompt tokens in it, it counts and draws as prefill."""
+        if prompt_tokens:
+            self.milliseconds[Phase.PREFILL] += milliseconds
+            self.busy_joules += self._prefill_watts(prompt_tokens) * milliseconds / 1e3
+        else:
+            self.milliseconds[Phase.DECODE] += milliseconds
+            self.busy_joules += self._decode * milliseconds / 1e3
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time in passes."""
+        return sum(self.milliseconds.values()) / 1e3
+
+    def joules(self, alive_seconds: float) -> float:
+        """Energy over a life of so many seconds; what was not spent in passes was spent waiting."""
+        return self.busy_joules + self._idle * max(0.0, alive_seconds - self.busy_seconds)
+
+    def _prefill_watts(self, tokens: int) -> float:
+        tokens = min(tokens, _FULL_TOKENS)
+        draw = self._prefill.get(tokens)
+        if draw is None:
+            draw = watts(self._accelerator, Phase.PREFILL, tensor=self._tensor, tokens=tokens)
+            self._prefill[tokens] = draw
+        return draw * self._count
+
+
+@lru_cache(maxsize=64)
+def _prefill_table(accelerator: Accelerator, tensor: int) -> dict[int, float]:
+    """Watts of one accelerator by prompt tokens of a pass, filled as they are asked for; one table for all alike."""
+    return {}

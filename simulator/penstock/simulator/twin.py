@@ -1,0 +1,251 @@
+"""A run of the twin: the router's own life of a request, over workers whose clock is virtual.
+
+The router sees the workers as in life: its own reservations at once, their load as it was at the last look, a crash
+only when an attempt fails or the readiness probe has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from penstock.core.engine import Finished, Sequence
+from penstock.core.fleet import Failure, Fleet, Request, Role, Worker
+from penstock.core.reports import Outcome, Verdict
+from penstock.core.traces import Trace
+from penstock.router.decisions.life import (
+    Answered,
+    Attempt,
+    Cut,
+    Ended,
+    Event,
+    Failed,
+    Life,
+    PassOn,
+    Pause,
+    Refuse,
+    Resumed,
+    live,
+)
+from penstock.router.decisions.policies import find_policy
+from penstock.simulator.blocks import block_hashes
+from penstock.simulator.events import ARRIVAL, FAULT, READY, RESUMED, SAMPLE, EventQueue
+from penstock.simulator.report import Resources, account
+from penstock.simulator.scenario import Scenario, WorkerSpec, plan_workers
+from penstock.simulator.worker import TwinWorker
+
+__all__ = ["Result", "Twin", "simulate"]
+
+_OK = 200
+_TICK_EVENTS = 1024
+_SEED_STRIDE = 1_000_003
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to."""
+
+    outcomes: tuple[Outcome, ...]
+    """In the order of the trace."""
+    resources: Resources
+    end_s: float
+    events: int
+    steps: int
+    """Engine steps, those of a run counted one by one."""
+
+
+def simulate(scenario: Scenario, trace: Trace, progress: Callable[[int, int], None] | None = None) -> Result:
+    """Play a trace through a cluster; `progress(done, all)` is called now and then.
+
+    The same scenario and trace give the same result. Raises `Impossible` when no worker can be, ValueError for an
+    unknown policy.
+    """
+    return Twin(scenario, trace).run(progress)
+
+
+class Twin:
+    """One run. Public attributes are there for tests; `run` may be called once."""
+
+    def __init__(self, scenario: Scenario, trace: Trace, numbers: Iterator[int] | None = None) -> None:
+        """`numbers` are `EventQueue`'s."""
+        self.scenario, self.trace = scenario, trace
+        self.events = EventQueue(numbers)
+        self.policy = find_policy(scenario.policy)
+        self.specs = plan_workers(scenario, trace)
+        self.fleet = Fleet(len(self.specs), scenario.max_in_flight)
+        self.workers = [self._add(number, spec) for number, spec in enumerate(self.specs)]
+        self._by_slot = {worker.slot: worker for worker in self.workers}
+        self.outcomes: list[Outcome | None] = [None] * len(trace.requests)
+        self.left = len(trace.requests)
+        self._lives: dict[int, Life] = {}
+        self._block_size = self.specs[0].config.block_size
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> Result:
+        """Play the whole trace."""
+        total = len(self.trace.requests)
+        self._begin()
+        tick = None if progress is None else lambda: progress(total - self.left, total)
+        self.events.run(lambda: self.left > 0, _TICK_EVENTS, tick)
+        if progress is not None:
+            progress(total - self.left, total)
+        end = self.events.now
+        return Result(
+            tuple(outcome for outcome in self.outcomes if outcome is not None),
+            account(self.workers, end),
+            end,
+            self.events.handled,
+            sum(worker.steps for worker in self.workers),
+        )
+
+    def _add(self, number: int, spec: WorkerSpec) -> TwinWorker:
+        slot = self.fleet.add(
+            Worker(
+                name=spec.name,
+                host=spec.node,
+                port=8000,
+                model=self.scenario.model.name,
+                role=Role.PREFILL_DECODE,
+                accelerator=spec.accelerator.name,
+                prefill_ms=spec.profile.prefill,
+                kv_capacity_tokens=spec.config.num_blocks * spec.config.block_size,
+            )
+        )
+        return TwinWorker(number, slot, spec, self.events, self, walk=self.scenario.walk)
+
+    def _begin(self) -> None:
+        scenario, interval = self.scenario, self.scenario.scrape_interval_s
+        for worker in self.workers:
+            ready = scenario.start_up.seconds if scenario.cold else 0.0
+            self.events.at(ready, READY, worker.number, self._ready, worker.number)
+            if interval > 0:
+                share = (worker.number + 1) / len(self.workers)
+                self.events.at(interval * share, SAMPLE, worker.number, self._sample, worker.number)
+        for crash in scenario.crashes:
+            self.events.at(crash.at_s, FAULT, crash.worker, self._crash, crash.worker)
+        if self.trace.requests:
+            self.events.at(self.trace.requests[0].arrival_s, ARRIVAL, 0, self._arrive, 0)
+
+    # What happens to workers
+
+    def _ready(self, now: float, number: int) -> None:
+        self.workers[number].restart()
+        self.fleet.set_ready(self.workers[number].slot, True)
+
+    def _sample(self, now: float, number: int) -> None:
+        worker = self.workers[number]
+        self.events.at(now + self.scenario.scrape_interval_s, SAMPLE, number, self._sample, number)
+        if worker.alive:
+            worker.settle(now)
+            stats = worker.engine.stats()
+            foreign = stats.running + stats.waiting - int(self.fleet.in_flight[worker.slot])
+            self.fleet.sample(worker.slot, foreign, stats.kv_usage, now)
+
+    def _crash(self, now: float, number: int) -> None:
+        worker, scenario = self.workers[number], self.scenario
+        if not worker.alive:
+            return
+        lost = worker.crash(now)
+        self.events.at(now + scenario.readiness_delay_s, FAULT, number, self._unready, number)
+        self.events.at(now + scenario.start_up.restart_seconds, READY, number, self._ready, number)
+        for sequence in lost:
+            self._tell(int(sequence), Failed(now, Failure.RESET), now)
+
+    def _unready(self, now: float, number: int) -> None:
+        worker = self.workers[number]
+        if not worker.alive:
+            self.fleet.set_ready(worker.slot, False)
+
+    # What happens to requests
+
+    def _arrive(self, now: float, index: int) -> None:
+        asked = self.trace.requests
+        if index + 1 < len(asked):
+            self.events.at(asked[index + 1].arrival_s, ARRIVAL, index + 1, self._arrive, index + 1)
+        one = asked[index]
+        request = Request(str(index), self.scenario.model.name, one.input_tokens, one.output_tokens, exact_tokens=True)
+        seed = self.scenario.seed * _SEED_STRIDE + index
+        life = live(request, self.fleet, self.policy, self.scenario.retries, now, seed)
+        self._lives[index] = life
+        self._act(index, next(life), now)
+
+    def _resume(self, now: float, index: int) -> None:
+        self._tell(index, Resumed(now), now)
+
+    def began(self, sequence_id: str, now: float) -> None:
+        """The first token of a request is out."""
+        self._tell(int(sequence_id), Answered(now, _OK), now)
+
+    def ended(self, finished: Finished, now: float) -> None:
+        """The last token of a request is out."""
+        index = int(finished.id)
+        arrived = self.trace.requests[index].arrival_s
+        first = finished.timing.first_token
+        outcome = Outcome(
+            index, Verdict.COMPLETED, arrived, 0.0,
+            ttft_s=None if first is None else first - arrived,
+            e2e_s=now - arrived,
+            prompt_tokens=finished.prompt_tokens,
+            cached_tokens=finished.cached_tokens,
+            output_tokens=finished.output_tokens,
+            asked_tokens=self.trace.requests[index].output_tokens,
+        )  # fmt: skip
+        self._tell(index, Ended(now), now)
+        self._settle(index, outcome)
+
+    def _tell(self, index: int, event: Event, now: float) -> None:
+        try:
+            action = self._lives[index].send(event)
+        except StopIteration:
+            del self._lives[index]
+            return
+        self._act(index, action, now)
+
+    def _act(self, index: int, action: object, now: float) -> None:
+        if type(action) is PassOn:
+            return
+        if type(action) is Attempt:
+            self._attempt(index, action, now)
+        elif type(action) is Pause:
+            self.events.at(now + action.seconds, RESUMED, index, self._resume, index)
+        elif type(action) is Refuse:
+            self._lost(index, Verdict.REJECTED, action.rejection.reason, action.rejection.message, now)
+        elif type(action) is Cut:
+            self._lost(index, Verdict.FAILED, action.failure, f"cut by worker {action.worker.name}", now)
+        else:
+            raise TypeError(f"request {index}: the twin cannot do {action!r}")
+
+    def _attempt(self, index: int, attempt: Attempt, now: float) -> None:
+        worker, one = self._by_slot[attempt.reservation.slot], self.trace.requests[index]
+        if not worker.alive:
+            self._tell(index, Failed(now, Failure.CONNECT_REFUSED), now)
+            return
+        hashes = block_hashes(one, self.trace.block_tokens, self._block_size) if one.prefix_blocks else ()
+        sequence = Sequence(str(index), one.input_tokens, one.output_tokens, block_hashes=hashes, arrival=now)
+        try:
+            worker.submit(sequence, now)
+        except ValueError as error:
+            # The engine's answer to what can never fit is a client error, which no retry helps.
+            self._lives.pop(index).close()
+            self._lost(index, Verdict.FAILED, "Http400", str(error), now)
+
+    def _lost(self, index: int, verdict: Verdict, error: str, detail: str, now: float) -> None:
+        self._end_life(index)
+        arrived, one = self.trace.requests[index].arrival_s, self.trace.requests[index]
+        self._settle(
+            index,
+            Outcome(
+                index, verdict, arrived, 0.0, e2e_s=now - arrived, asked_tokens=one.output_tokens, error=str(error),
+                detail=detail,
+            ),
+        )  # fmt: skip
+
+    def _end_life(self, index: int) -> None:
+        life = self._lives.pop(index, None)
+        if life is not None:
+            life.close()
+
+    def _settle(self, index: int, outcome: Outcome) -> None:
+        if self.outcomes[index] is not None:
+            raise RuntimeError(f"request {index} ended twice")
+        self.outcomes[index] = outcome
+        self.left -= 1

@@ -1,0 +1,1 @@
+"""Workloads that no trace recorded."""
