@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,28 @@ def test_progress_without_a_terminal_is_plain_lines_with_what_is_left(monkeypatc
     clock = iter([0.0, *(20.0 * step for step in range(1, 50))])
     monkeypatch.setattr("penstock.cli.progress.time.monotonic", lambda: next(clock))
     out = io.StringIO()
-    reporter = TerminalReporter(Console(file=out, width=200))
+    reporter = TerminalReporter(Console(file=out, width=200), stages=3)
     reporter.begin("programs")
     reporter.detail("compiling", 100, 400)
     reporter.end("programs", 12.34)
     lines = out.getvalue().splitlines()
-    assert lines[0] == "programs ..."
+    assert lines[0] == "programs ... (1 of 3)"
     assert re.fullmatch(r"programs: compiling 100/400 \(25 %, about \d+ s left\)", lines[1])
     assert lines[2] == "ok programs 12.3 s"
+
+
+@pytest.mark.parametrize(
+    ("program", "found", "said"),
+    [
+        ("/usr/bin/penstock", "/usr/bin/penstock", "penstock"),
+        (".venv/bin/penstock", None, ".venv/bin/penstock"),
+        ("/a/penstock", "/b/penstock", "/a/penstock"),
+        ("/a/cli/main.py", None, f"{sys.executable} -m penstock.cli.main"),
+    ],
+)
+def test_what_to_type_next_is_what_was_typed(
+    monkeypatch: pytest.MonkeyPatch, program: str, found: str | None, said: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [program])
+    monkeypatch.setattr("shutil.which", lambda _name: found)
+    assert verbs.called() == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from rich.table import Table
 
 _FOLLOW_SECONDS = 0.3
 _INTERRUPTED = 130
+_START_STAGES = 3
+"""Programs, control plane, nodes; a box that runs is waited for in one."""
+_INSTALL_STAGES = 4
+"""Install, example, available, first tokens."""
 
 _Name = Annotated[str, typer.Option(help="Name of the box; several can run side by side.")]
 _Nodes = Annotated[
@@ -66,6 +71,7 @@ def up(
         try:
             example = None if no_install else find_example(model_example)
             box = _running(console, name, nodes, api_port, gateway_port)
+            reporter.stages = (_START_STAGES if box is None else 1) + (0 if no_install else _INSTALL_STAGES)
             if box is None:
                 box = start_box(BoxOptions(name, nodes or DEFAULT_NODES, api_port, gateway_port), stages)
             else:
@@ -118,8 +124,17 @@ def _print_next(console: Console, box: Box, deployment: Deployment | None) -> No
             f"  curl -N {box.gateway_url}/v1/completions -H 'Content-Type: application/json' \\",
             f'    -d \'{{"model": "{deployment.model}", "prompt": "Hello", "max_tokens": 32, "stream": true}}\'',
         ]
-    lines += [f"  penstock down{'' if box.settings.name == 'default' else f' --name {box.settings.name}'}"]
+    lines += [f"  {called()} down{'' if box.settings.name == 'default' else f' --name {box.settings.name}'}"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def called() -> str:
+    """What to type to get here again: `penstock` where the shell finds it, else its path as it was given."""
+    program = sys.argv[0]
+    found = shutil.which("penstock")
+    if found is not None and Path(found).resolve() == Path(program).resolve():
+        return "penstock"
+    return program if Path(program).name == "penstock" else f"{sys.executable} -m penstock.cli.main"
 
 
 def down(name: _Name = "default") -> None:

@@ -11,10 +11,15 @@ _PLAIN_SECONDS = 10.0
 
 
 class TerminalReporter:
-    """One line for each stage that ended; while it runs, a line that changes (or a plain line every ten seconds)."""
+    """One line for each stage that ended; while it runs, a line that changes (or a plain line every ten seconds).
 
-    def __init__(self, console: Console) -> None:
+    `stages`: how many there will be, so that one sees what is left; 0 where nobody knows.
+    """
+
+    def __init__(self, console: Console, stages: int = 0) -> None:
         self._console = console
+        self.stages = stages
+        self._number = 0
         self._status: Status | None = None
         self._stage = ""
         self._began = 0.0
@@ -22,13 +27,14 @@ class TerminalReporter:
 
     def begin(self, stage: str) -> None:
         """A stage begins."""
+        self._number += 1
         self._stage, self._began = stage, time.monotonic()
         self._last_plain = self._began
         if self._console.is_terminal:
-            self._status = self._console.status(f"{stage} ...")
+            self._status = self._console.status(f"{stage} ...{self._place()}")
             self._status.start()
         else:
-            self._plain(f"{stage} ...")
+            self._plain(f"{stage} ...{self._place()}")
 
     def detail(self, text: str, done: int = 0, total: int = 0) -> None:
         """What the stage is at; with a total, also what is left to wait for."""
@@ -49,6 +55,9 @@ class TerminalReporter:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+    def _place(self) -> str:
+        return f" ({self._number} of {self.stages})" if self.stages >= self._number else ""
 
     def _plain(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
