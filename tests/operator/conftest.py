@@ -212,6 +212,7 @@ class World:
                 f"{replica_set['metadata']['name']}-{number}",
                 {"spec": {}, "status": {"phase": "Pending"}},
                 labels=replica_set["spec"]["template"]["metadata"]["labels"],
+                annotations=replica_set["spec"]["template"]["metadata"].get("annotations", {}),
                 ownerReferences=[{"uid": uid, "controller": True}],
             )
 

@@ -1,6 +1,9 @@
 """What a spec resolves to, and the sentence for each way it can make no sense."""
 
+import json
+
 import pytest
+from penstock.operator.decisions.pairs import check_pairs
 from penstock.operator.decisions.plan import make_plan
 from penstock.operator.decisions.refusal import Refusal
 
@@ -51,17 +54,34 @@ def test_device_class(world):
     assert refusal(world)[0] == "DeviceClassUnavailable"
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"disaggregation": "Always", "pools": []},
-        {"pools": [pools(name="p", role="Prefill")[0], pools(name="d", role="Decode")[0]]},
-    ],
-)
-def test_disaggregation_is_not_there_yet(world, spec):
+def split(**decode):
+    return [pools(name="p", role="Prefill")[0], pools(name="d", role="Decode", **decode)[0]]
+
+
+@pytest.mark.parametrize("spec", [{"disaggregation": "Always", "pools": []}, {"pools": split()}])
+def test_prefill_and_decode_pools_are_rendered_as_two_halves_of_one_transfer(world, spec):
     world.deploy(**spec)
-    reason, message = refusal(world)
-    assert reason == "DisaggregationUnavailable" and "PrefillDecode" in message
+    made = plan(world)
+    check_pairs(made.pools)
+    roles = {}
+    for pool in made.pools:
+        arguments = pool.template.body["spec"]["containers"][0]["args"]
+        config = json.loads(arguments[arguments.index("--kv-transfer-config") + 1])
+        roles[str(pool.role)] = config["kv_role"], config["kv_load_failure_policy"]
+    assert roles == {"Prefill": ("kv_producer", "recompute"), "Decode": ("kv_consumer", "recompute")}
+    assert len({pool.template.kv_hash for pool in made.pools}) == 1
+
+
+def test_pools_that_cannot_exchange_kv_are_refused(world):
+    world.accelerator("h100-80g")
+    variants = [{"name": "h100", "acceleratorClasses": ["h100-80g"], "image": "penstock/simulated-engine:2"}]
+    world.engine(variants=variants)
+    world.deploy(pools=split(acceleratorClasses=["h100-80g"]))
+    with pytest.raises(Refusal) as caught:
+        check_pairs(plan(world).pools)
+    assert str(caught.value.reason) == "NoCompatiblePair" and "image" in caught.value.message
+    world.deploy(pools=split(acceleratorClasses=["a100-80g"]))
+    check_pairs(plan(world).pools)
 
 
 def test_unknown_model_names_near_ones_and_the_ways_out(world):

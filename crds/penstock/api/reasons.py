@@ -52,7 +52,7 @@ class Reason(_Word):
     UNKNOWN_ROUTING_POLICY = "UnknownRoutingPolicy", "routing.policy names no policy of the router"
     UNKNOWN_MODEL = "UnknownModel", "neither model.name nor model.architecture is in the catalogue"
     MODEL_DOES_NOT_FIT = "ModelDoesNotFit", "the model does not fit the accelerators of a worker"
-    DISAGGREGATION_UNAVAILABLE = "DisaggregationUnavailable", "Prefill and Decode pools are not routed by this release"
+    NO_COMPATIBLE_PAIR = "NoCompatiblePair", "a Prefill or Decode pool can exchange KV with no pool of the other role"
     PARALLELISM_UNAVAILABLE = "ParallelismUnavailable", "a worker would need more accelerators than a node has"
     DEVICE_CLASS_UNAVAILABLE = "DeviceClassUnavailable", "dynamic resource allocation is not used by this release"
     INVALID_ENGINE_ARGS = "InvalidEngineArgs", "the engine arguments cannot be rendered"

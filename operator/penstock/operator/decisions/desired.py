@@ -15,6 +15,7 @@ from penstock.operator.decisions.bodies import drain_config_map, replica_set_pro
 from penstock.operator.decisions.events import transitions
 from penstock.operator.decisions.health import PoolHealth, health_of
 from penstock.operator.decisions.observed import Observed, Pool
+from penstock.operator.decisions.pairs import check_pairs, keepers
 from penstock.operator.decisions.plan import Plan, PoolPlan, make_plan
 from penstock.operator.decisions.pools import Said, events, pool_writes, removals
 from penstock.operator.decisions.refusal import Refusal
@@ -44,7 +45,7 @@ def desired(seen: Observed, failure: str = "") -> Desired:
         return Desired()
     found = _resolve(seen)
     foreign = _foreign(seen, found.plan)
-    states = [_workers(seen, pool, found.plan) for pool in _own(seen)]
+    states = _states(seen, found.plan)
     health = [_health(seen, state, found.plan) for state in states]
     leaving = _leaving(seen, found.plan, health)
     summary = Summary(
@@ -69,6 +70,7 @@ def _resolve(seen: Observed) -> _Found:
     """The plan and the writes of its WorkerPools, or why there is none."""
     try:
         plan = make_plan(seen)
+        check_pairs(plan.pools)
         _check_refused(seen, plan)
     except Refusal as refusal:
         return _Found(None, refusal)
@@ -122,13 +124,21 @@ def _unwanted(seen: Observed, plan: Plan | None) -> list[Pool]:
     return [pool for pool in _own(seen) if pool.meta.name not in wanted]
 
 
-def _workers(seen: Observed, pool: Pool, plan: Plan | None) -> WorkerState:
+def _states(seen: Observed, plan: Plan | None) -> list[WorkerState]:
+    """Every pool's workers and next step. Pools are looked at alone first, then with what their partners still need."""
+    alone = [_workers(seen, pool, plan) for pool in _own(seen)]
+    keeping = keepers(alone)
+    return [_workers(seen, s.pool, plan, keep=1) if s.pool.meta.name in keeping else s for s in alone]
+
+
+def _workers(seen: Observed, pool: Pool, plan: Plan | None, keep: int = 0) -> WorkerState:
     planned = _planned(pool, plan)
     target = stored_target(pool)
     if planned is not None:
         template = planned.template
         target = Target(pool, template.body, template.revision, planned.share.replicas, planned.rollout)
-    return worker_state(target, seen.replica_sets, seen.pods, refused=target.revision in seen.refusals)
+    refused = target.revision in seen.refusals
+    return worker_state(target, seen.replica_sets, seen.pods, refused=refused, keep=keep)
 
 
 def _planned(pool: Pool, plan: Plan | None) -> PoolPlan | None:

@@ -31,6 +31,10 @@ from penstock.operator.decisions.refusal import Refusal, names
 from penstock.operator.decisions.templates import Inputs, Template, inputs_hash, make_template
 from penstock.router.decisions.policies import POLICIES
 
+_ONE_POOL = {DEFAULT_POOL: Role.PREFILL_DECODE}
+_SPLIT_POOLS = {"prefill": Role.PREFILL, "decode": Role.DECODE}
+"""Pools made where the spec lists none, by name; the second where it says disaggregation Always."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
@@ -82,7 +86,6 @@ def make_plan(seen: Observed) -> Plan:
     spec = _readable(seen)
     _check_name(seen)
     _check_policy(spec)
-    _check_roles(spec)
     engine = resolve_engine(spec, seen.cluster.engines)
     model = architecture_of(spec)
     pools: list[PoolPlan] = []
@@ -122,17 +125,6 @@ def _check_policy(spec: ModelDeploymentSpec) -> None:
         )
 
 
-def _check_roles(spec: ModelDeploymentSpec) -> None:
-    split = [pool.name for pool in spec.pools if pool.role != Role.PREFILL_DECODE]
-    if split or spec.disaggregation == Disaggregation.ALWAYS:
-        what = f"pools {', '.join(split)} ask" if split else "disaggregation Always asks"
-        raise Refusal(
-            Reason.DISAGGREGATION_UNAVAILABLE,
-            f"{what} for separate prefill and decode workers, which this release does not route yet; "
-            "use pools of role PrefillDecode and disaggregation Auto",
-        )
-
-
 def _shapes(
     seen: Observed, spec: ModelDeploymentSpec, engine: EngineClass, model: ModelArchitecture | None
 ) -> list[_Shape]:
@@ -142,7 +134,8 @@ def _shapes(
         raise unknown_model(spec)
     demand = demand_of(spec, (*engine.spec.args, *spec.engine.args))
     chosen = choose(model, demand, seen.cluster.accelerators, seen.cluster.nodes, _running(seen.pools))
-    return [_Shape(DEFAULT_POOL, Role.PREFILL_DECODE, (chosen.name,), chosen.parallelism, 1, 1, chosen.why)]
+    roles = _SPLIT_POOLS if spec.disaggregation == Disaggregation.ALWAYS else _ONE_POOL
+    return [_Shape(name, role, (chosen.name,), chosen.parallelism, 1, 1, chosen.why) for name, role in roles.items()]
 
 
 def _listed(pool: PoolSpec) -> _Shape:
@@ -151,9 +144,9 @@ def _listed(pool: PoolSpec) -> _Shape:
 
 
 def _running(pools: Sequence[Pool]) -> tuple[str, Parallelism] | None:
-    """Where the pool we made ourselves runs already, and with which parallelism."""
+    """Where a pool we made ourselves runs already, and with which parallelism."""
     for pool in pools:
-        if pool.pool_name == DEFAULT_POOL and not pool.meta.deleting:
+        if pool.pool_name in (_ONE_POOL | _SPLIT_POOLS) and not pool.meta.deleting:
             return pool.accelerator, Parallelism(**(pool.spec.get("parallelism") or {}))
     return None
 

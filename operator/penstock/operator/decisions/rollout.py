@@ -40,22 +40,23 @@ class RevisionState:
 
 
 def roll(
-    replicas: int, current: RevisionState, old: Sequence[RevisionState], surge: int, unavailable: int
+    replicas: int, current: RevisionState, old: Sequence[RevisionState], surge: int, unavailable: int, keep: int = 0
 ) -> dict[str, int]:
     """Replicas of every revision for the next step: revision to count, the current one included.
 
-    `replicas` is the pool's wanted number; `surge` and `unavailable` are counts, not both 0.
+    `replicas` is the pool's wanted number; `surge` and `unavailable` are counts, not both 0. `keep` old workers stay
+    even where the two promises would let them go; it must leave room for one new worker, or the roll stands still.
     """
     least = max(0, replicas - unavailable)
     olds = sorted(old, key=lambda state: (state.order, state.revision))
-    shrunk = _shrink(olds, _old_total(olds, current, least))
+    shrunk = _shrink(olds, _old_total(olds, current, least, keep))
     return {current.revision: _grow(replicas, current, olds, shrunk, surge), **shrunk}
 
 
-def _old_total(olds: Sequence[RevisionState], current: RevisionState, least: int) -> int:
+def _old_total(olds: Sequence[RevisionState], current: RevisionState, least: int, keep: int) -> int:
     """How many old workers must stay: enough for the least together with the new ready ones."""
     # Ready or not: an old worker that is not ready serves nobody, but may come back sooner than a new one comes up.
-    return min(sum(state.wanted for state in olds), max(0, least - current.sure))
+    return min(sum(state.wanted for state in olds), max(keep, least - current.sure))
 
 
 def _shrink(olds: Sequence[RevisionState], total: int) -> dict[str, int]:

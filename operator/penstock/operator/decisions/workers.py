@@ -59,8 +59,13 @@ def stored_target(pool: Pool) -> Target:
     return Target(pool, spec.get("template") or {}, pool.revision, pool.replicas or 0, rollout)
 
 
-def worker_state(target: Target, replica_sets: Sequence[ReplicaSet], pods: Sequence[Pod], refused: bool) -> WorkerState:
-    """Count what is there and decide the next step. `refused`: the API server took no pod of this revision."""
+def worker_state(
+    target: Target, replica_sets: Sequence[ReplicaSet], pods: Sequence[Pod], refused: bool, keep: int = 0
+) -> WorkerState:
+    """Count what is there and decide the next step. `refused`: the API server took no pod of this revision.
+
+    `keep`: old workers that stay whatever the roll could do without, because others need them.
+    """
     pool = target.pool
     mine = tuple(r for r in replica_sets if r.meta.owner_uid == pool.meta.uid and not r.meta.deleting)
     own_pods = tuple(p for p in pods if _belongs(p, pool))
@@ -75,13 +80,13 @@ def worker_state(target: Target, replica_sets: Sequence[ReplicaSet], pods: Seque
         return _with(state, blocked=f"waits until the old ReplicaSet {name} is gone")
     if refused:
         return state
-    return _with(state, *_step(state))
+    return _with(state, *_step(state, keep))
 
 
-def _step(state: WorkerState) -> tuple[tuple[Write, ...], tuple[Said, ...]]:
+def _step(state: WorkerState, keep: int) -> tuple[tuple[Write, ...], tuple[Said, ...]]:
     target, by_revision = state.target, {r.revision: r for r in state.replica_sets}
     surge, unavailable = target.rollout.surge(target.replicas), target.rollout.unavailable(target.replicas)
-    counts = roll(target.replicas, state.current, state.old, surge, unavailable)
+    counts = roll(target.replicas, state.current, state.old, surge, unavailable, keep)
     writes: list[Write] = []
     said: list[Said] = []
     if target.revision not in by_revision:
