@@ -9,12 +9,30 @@ from penstock.router.decisions.kv_index.index import (
     as_integers,
     tier_of,
 )
+from penstock.router.decisions.kv_index.recent import RecentPicks
+from penstock.router.decisions.kv_index.sequence import (
+    Action,
+    Apply,
+    AskReplay,
+    Batch,
+    Clear,
+    Knowledge,
+    SequenceTracker,
+)
 
 __all__ = [
     "DEFAULT_WORTH",
     "SMALLEST_BUDGET",
+    "Action",
+    "Apply",
+    "AskReplay",
+    "Batch",
+    "Clear",
     "IndexStats",
     "KVIndex",
+    "Knowledge",
+    "RecentPicks",
+    "SequenceTracker",
     "Tier",
     "as_integers",
     "tier_of",
