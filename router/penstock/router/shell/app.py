@@ -19,6 +19,7 @@ from penstock.router.shell.settings import Settings
 
 if TYPE_CHECKING:
     from penstock.router.shell.discovery.cluster import ClusterDiscovery
+    from penstock.router.shell.rpc.server import RpcServer
 
 log = logging.getLogger("penstock.router")
 
@@ -35,7 +36,8 @@ class Router:
         self._not_ready = "starting"
         self._scraping: asyncio.Task[None] | None = None
         self._discovery: ClusterDiscovery | None = None
-        collector = Collector(self.gateway.counters, self.fleet, self.gateway.gauges)
+        self._rpc: RpcServer | None = None
+        collector = Collector(self.gateway.counters, self.fleet, self._gauges)
         self._admin = AdminServers(settings.host, self.why_not_ready, collector)
 
     def why_not_ready(self) -> str:
@@ -50,6 +52,7 @@ class Router:
             if not await _unless(stop, self._discover()):
                 return
             port = await self.gateway.start()
+            await self._listen_for_rpc()
             if settings.scrape_interval:
                 scraper = LoadScraper(self.fleet, settings.scrape_interval, self.gateway.loop.time)
                 self._scraping = asyncio.create_task(scraper.run())
@@ -61,10 +64,25 @@ class Router:
         finally:
             if self._scraping is not None:
                 self._scraping.cancel()
+            if self._rpc is not None:
+                await self._rpc.stop()
             await self.gateway.close()
             if self._discovery is not None:
                 await self._discovery.stop()
             await self._admin.stop()
+
+    def _gauges(self) -> dict[str, float]:
+        return self.gateway.gauges() | (self._rpc.gauges() if self._rpc is not None else {})
+
+    async def _listen_for_rpc(self) -> None:
+        """Open the gRPC port, if there is to be one."""
+        if not self.settings.grpc_port:
+            return
+        # gRPC takes 20 MB to import: only those who serve it pay.
+        from penstock.router.shell.rpc.server import RpcServer
+
+        self._rpc = RpcServer(self.settings, self.fleet, self.models, self.gateway.counters)
+        log.info("serving gRPC", extra={"port": await self._rpc.start()})
 
     async def _discover(self) -> None:
         """Learn of workers, from the command line or else from Kubernetes."""
@@ -84,6 +102,8 @@ class Router:
         """Unready first, so that others stop sending; then refuse; then wait for what runs."""
         self._not_ready = "draining"
         log.info("draining", extra={"requests": len(self.gateway.exchanges)})
+        if self._rpc is not None:
+            await self._rpc.drain()
         await asyncio.sleep(self.settings.drain_lag)
         if await self.gateway.drain(self.settings.drain_grace):
             log.info("drained")

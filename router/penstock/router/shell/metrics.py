@@ -57,6 +57,7 @@ class Counters:
         self.picks: defaultdict[tuple[str, str], int] = defaultdict(int)  # policy, reason
         self.splits: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
         self.legs: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, outcome
+        self.leases: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
         self.time_to_first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.duration: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.received_bytes = 0
@@ -90,6 +91,7 @@ class Collector(PrometheusCollector):
         split = "Attempts of models with prefill and decode workers, by why their prompt was split or was not."
         yield _counter("splits", split, ("model", "reason"), c.splits)
         yield _counter("prefill_legs", "Prefill legs by outcome.", ("model", "outcome"), c.legs)
+        yield _counter("leases_ended", "Leases of gRPC picks, by how they ended.", ("model", "reason"), c.leases)
         yield _counter("client_gone", "Requests whose client left.", ("model",), _single(c.client_gone))
         yield _counter("upstream_connects", "Connections made to workers.", ("outcome",), _single(c.connects))
         yield _counter("connections", "Client connections accepted.", (), {(): c.accepted_connections})

@@ -13,6 +13,17 @@ from typing import Any
 from penstock.router.decisions import DEFAULT_POLICY, find_policy
 
 MIB = 1024 * 1024
+_AT_LEAST_ONE = (
+    "max_body_bytes",
+    "max_buffered_bytes",
+    "max_header_bytes",
+    "max_connections",
+    "attempts",
+    "grpc_max_message_bytes",
+    "grpc_max_calls",
+    "grpc_max_streams",
+    "max_leases",
+)
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -58,19 +69,36 @@ class Settings:
     split_tokens: int = _flag(256, "uncached prompt tokens from which prefill and decode run on two workers")
     kv_lease: float = _flag(30.0, "how long a prefill worker holds blocks for its peer; the engines' kv_lease_duration")
 
+    grpc_port: int = _flag(0, "port of gRPC (penstock.router.v1.Router); 0 turns it off")
+    grpc_tls_cert: str = _flag("", "PEM file of the gRPC port's certificate chain; empty: no TLS")
+    grpc_tls_key: str = _flag("", "PEM file of its private key")
+    grpc_client_ca: str = _flag("", "PEM file of the authority whose certificate every gRPC client must show")
+    grpc_token_file: str = _flag("", "file of bearer tokens, one a line; empty: gRPC callers need none")
+    grpc_max_message_bytes: int = _flag(4 * MIB, "largest gRPC message")
+    grpc_max_calls: int = _flag(1024, "gRPC calls at once; more are RESOURCE_EXHAUSTED")
+    grpc_max_streams: int = _flag(256, "PickStream and Watch calls at once; more are RESOURCE_EXHAUSTED")
+    max_leases: int = _flag(65536, "picks over gRPC held at once; more are RESOURCE_EXHAUSTED")
+    lease_seconds: float = _flag(300.0, "time after which an unreleased pick is given up, where its caller names none")
+    max_lease_seconds: float = _flag(3600.0, "longest such time a caller may name")
+    explain_picks: int = _flag(4096, "picks over gRPC that Explain remembers")
+
     drain_lag: float = _flag(3.0, "time between turning unready and refusing connections at SIGTERM")
     drain_grace: float = _flag(600.0, "time running requests have to finish at SIGTERM")
 
     def __post_init__(self) -> None:
         """Refuse settings that could not work, naming the flag."""
         find_policy(self.policy)
-        for name in ("max_body_bytes", "max_buffered_bytes", "max_header_bytes", "max_connections", "attempts"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag_name(name)} must be at least 1, got {getattr(self, name)}")
         for option in fields(self):
             value = getattr(self, option.name)
             if isinstance(value, int | float) and value < 0:
                 raise ValueError(f"{flag_name(option.name)} must not be negative, got {value}")
+        if bool(self.grpc_tls_cert) != bool(self.grpc_tls_key):
+            raise ValueError("--grpc-tls-cert and --grpc-tls-key go together: give both or none")
+        if self.grpc_client_ca and not self.grpc_tls_cert:
+            raise ValueError("--grpc-client-ca needs --grpc-tls-cert and --grpc-tls-key: without TLS nobody shows one")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"--log-level must be debug, info, warning or error, got {self.log_level!r}")
 

@@ -66,7 +66,8 @@ class RouterServicer:
 
     def Pick(self, request, context):
         """Chooses a worker for one request and reserves a place on it. Answered at once: a pick never waits for a worker to
-        come free. A pick whose answer could not be delivered (cancelled, connection lost, deadline) holds nothing.
+        come free. A call that is over before it is answered (cancelled, connection lost, deadline) holds nothing; an answer
+        lost on its way ends by its time to live.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,8 +76,8 @@ class RouterServicer:
     def PickStream(self, request_iterator, context):
         """Any number of picks and releases over one stream, for callers to whom a call of its own for each is too much.
         Answers carry the correlation_id of what they answer and come in the order of the questions today; a caller must
-        rely on the id alone. A refusal is an answer (`error`) and does not end the stream. Leases outlive the stream;
-        those whose answer could not be delivered do not.
+        rely on the id alone. A refusal is an answer (`error`) and does not end the stream. Leases outlive the stream; an
+        answer lost with its connection ends by its time to live.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
