@@ -38,7 +38,7 @@ class Router:
         self._discovery: ClusterDiscovery | None = None
         self._rpc: RpcServer | None = None
         collector = Collector(self.gateway.counters, self.fleet, self._gauges)
-        self._admin = AdminServers(settings.host, self.why_not_ready, collector)
+        self._admin = AdminServers(settings.host, self.why_not_ready, collector, self.gateway.explanations)
 
     def why_not_ready(self) -> str:
         """Reason why no traffic should come here, empty when it should."""

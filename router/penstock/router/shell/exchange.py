@@ -161,6 +161,9 @@ class Exchange:
         self._leg = None
         counters = self._gateway.counters
         counters.picks[(attempt.pick.policy, attempt.pick.reason)] += 1
+        if not attempt.fresh:
+            now = self._gateway.loop.time()
+            self._gateway.explanations.remember(self._request, attempt.pick, attempt.number, now)
         if attempt.split is not None:
             counters.splits[(self._model.name, attempt.split)] += 1
         self._reach(attempt.worker, attempt.fresh)

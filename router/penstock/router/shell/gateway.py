@@ -14,6 +14,7 @@ import time
 
 from penstock.core.fleet import Fleet, Request, Role, Worker
 from penstock.router.decisions import RetryLimits, SplitLimits
+from penstock.router.decisions.explain import ExplainLog
 from penstock.router.decisions.leg_forms import can_split
 from penstock.router.shell.client import ClientConnection
 from penstock.router.shell.exchange import Exchange
@@ -46,6 +47,7 @@ class Gateway:
         self.fleet = fleet
         self.models = models
         self.counters = Counters()
+        self.explanations = ExplainLog(fleet)
         self.log = logging.getLogger("penstock.router.gateway")
         self.loop = asyncio.get_running_loop()
         self.retry_limits = RetryLimits(attempts=settings.attempts)
@@ -217,6 +219,8 @@ class Gateway:
             max_tokens=envelope.output_tokens(),
             priority=envelope.priority or 0,
             deadline=now + self.settings.retry_deadline,
+            ttft_ms=model.ttft_ms,
+            tpot_ms=model.tpot_ms,
         )
         body = strip_transfer_params(body, envelope)
         legs = bool(self.fleet.view().candidates(model.name, _DECODE).size) and can_split(body)

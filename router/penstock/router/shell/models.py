@@ -9,12 +9,14 @@ from penstock.router.decisions import Policy
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One public model name. `created` is in Unix seconds."""
+    """One public model name. `created` is in Unix seconds; `ttft_ms` and `tpot_ms` are its deployment's objectives."""
 
     name: str
     policy: Policy
     created: int
     max_context_tokens: int | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
 
 
 class ModelTable:

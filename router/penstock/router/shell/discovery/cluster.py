@@ -150,14 +150,19 @@ class ClusterDiscovery:
         served: dict[str, ServedModel] = {}
         for d in sorted(self._deployments.values(), key=lambda d: (d.namespace, d.name)):
             if d.accepted and d.model not in served:
-                served[d.model] = self._model(d.model, self._policy(d), d.max_context_tokens)
+                served[d.model] = self._model(d)
         if self._kind_missing:
             for pod in self._pods.values():
-                served.setdefault(pod.worker.model, self._model(pod.worker.model, self._default_policy, None))
+                name = pod.worker.model
+                served.setdefault(name, ServedModel(name, self._default_policy, self._since(name)))
         self._gateway.models.replace(served.values())
 
-    def _model(self, name: str, policy: Policy, max_context_tokens: int | None) -> ServedModel:
-        return ServedModel(name, policy, self._created.setdefault(name, unix_now()), max_context_tokens)
+    def _model(self, d: SeenDeployment) -> ServedModel:
+        created = self._since(d.model)
+        return ServedModel(d.model, self._policy(d), created, d.max_context_tokens, d.ttft_ms, d.tpot_ms)
+
+    def _since(self, name: str) -> int:
+        return self._created.setdefault(name, unix_now())
 
     def _policy(self, deployment: SeenDeployment) -> Policy:
         if not deployment.policy:

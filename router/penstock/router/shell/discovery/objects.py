@@ -7,8 +7,10 @@ they were checked when they were stored, and a router must outlive a newer versi
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.api.quantities import parse_duration
 from penstock.api.reasons import ConditionType, Reason
 from penstock.core.fleet import Role, Worker
+from penstock.router.shell.discovery.speeds import speed_of
 
 DEPLOYMENT = "penstock.dev/deployment"
 POOL = "penstock.dev/pool"
@@ -16,6 +18,7 @@ ROLE = "penstock.dev/role"
 ACCELERATOR = "penstock.dev/accelerator"
 MODEL = "penstock.dev/model"
 KV_HASH = "penstock.dev/kv-hash"
+PARALLELISM = "penstock.dev/parallelism"
 DEFAULT_PORT = 8000
 
 Object = dict[str, Any]
@@ -42,17 +45,24 @@ def read_pod(pod: Object) -> SeenPod | None:
         role = Role.from_api(labels.get(ROLE, "PrefillDecode"))
     except ValueError:
         return None
+    accelerator = labels.get(ACCELERATOR, "")
+    speed = speed_of(model, accelerator, annotations.get(PARALLELISM, ""))
     worker = Worker(
         name=f"{metadata.get('namespace', '')}/{metadata['name']}",
         host=address,
         port=_port(pod),
         model=model,
         role=role,
-        accelerator=labels.get(ACCELERATOR, ""),
+        accelerator=accelerator,
         domain=annotations.get(KV_HASH, ""),
         namespace=metadata.get("namespace", ""),
         deployment=labels.get(DEPLOYMENT, ""),
         pool=labels.get(POOL, ""),
+        prefill_ms=speed.prefill_ms,
+        decode_ms=speed.decode_ms,
+        experts_ms=speed.experts_ms,
+        transfer_ms=speed.transfer_ms,
+        price_per_hour=speed.price_per_hour,
     )
     leaving = metadata.get("deletionTimestamp") is not None
     return SeenPod(metadata.get("uid", ""), worker, _is_true(status, "Ready"), leaving)
@@ -94,13 +104,15 @@ class SeenDeployment:
     policy: str
     accepted: bool
     max_context_tokens: int | None
+    ttft_ms: float | None
+    tpot_ms: float | None
     router_ready: Condition | None
 
 
 def read_deployment(item: Object) -> SeenDeployment | None:
     """What the router needs of a ModelDeployment; `None` when it names no model."""
     metadata, spec, status = item.get("metadata", {}), item.get("spec") or {}, item.get("status") or {}
-    model = spec.get("model") or {}
+    model, objectives = spec.get("model") or {}, spec.get("objectives") or {}
     if not model.get("name"):
         return None
     return SeenDeployment(
@@ -111,8 +123,18 @@ def read_deployment(item: Object) -> SeenDeployment | None:
         policy=(spec.get("routing") or {}).get("policy", ""),
         accepted=_is_true(status, ConditionType.ACCEPTED),
         max_context_tokens=model.get("maxContextTokens"),
+        ttft_ms=_milliseconds(objectives.get("ttft")),
+        tpot_ms=_milliseconds(objectives.get("tpot")),
         router_ready=_router_ready(status),
     )
+
+
+def _milliseconds(duration: Any) -> float | None:
+    """A duration of the API, `None` when it is left out or says nothing."""
+    try:
+        return parse_duration(duration) * 1e3 if duration else None
+    except (ValueError, TypeError):
+        return None
 
 
 def _router_ready(status: Object) -> Condition | None:
