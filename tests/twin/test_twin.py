@@ -45,7 +45,7 @@ def distinct(seed: int) -> Iterator[int]:
     return iter(random.Random(seed).sample(range(10_000_000), 200_000))
 
 
-@pytest.mark.parametrize("policy", ["LeastLoaded", "RoundRobin"])
+@pytest.mark.parametrize("policy", ["LeastLoaded", "RoundRobin", "KVAware", "Random"])
 def test_the_same_seed_gives_the_same_bytes_in_any_order_of_the_heap(scenario: Scenario, policy: str) -> None:
     crashes = (Crash(2.0, 1), Crash(2.0, 2), Crash(9.0, 1))
     scenario = replace(scenario, policy=policy, crashes=crashes, start_up=StartUp(0, 0, 1, 1, 1), seed=3)
@@ -185,6 +185,33 @@ def test_least_loaded_beats_round_robin_when_lengths_differ(scenario: Scenario) 
         result = simulate(replace(scenario, policy=policy, scrape_interval_s=0.0), Trace(asked))
         mean[policy] = make_report(result, ttft_s=1, tpot_s=0.1).ttft_seconds.mean
     assert mean["LeastLoaded"] < 0.7 * mean["RoundRobin"]
+
+
+def test_what_the_index_says_is_what_the_engines_find(scenario: Scenario) -> None:
+    # One prompt after the other: no block is evicted or stored between a pick and its prefill.
+    asked = random_trace(7, requests=60).requests
+    trace = Trace(tuple(replace(one, arrival_s=30.0 * number) for number, one in enumerate(asked)), 64)
+    twin = Twin(replace(scenario, policy="KVAware"), trace)
+    picks, act = {}, twin._attempt
+
+    def watch(index, attempt, now):
+        picks[index] = attempt.pick.expected_hit_tokens
+        act(index, attempt, now)
+
+    twin._attempt = watch
+    outcomes = twin.run().outcomes
+    assert {outcome.index: outcome.cached_tokens for outcome in outcomes if asked[outcome.index].prefix_blocks} == {
+        index: hit for index, hit in picks.items() if asked[index].prefix_blocks
+    }
+    assert sum(outcome.cached_tokens for outcome in outcomes) > 0
+
+
+def test_knowing_the_caches_finds_more_of_them(scenario: Scenario) -> None:
+    hits = {}
+    for policy in ("KVAware", "RoundRobin"):
+        result = simulate(replace(scenario, policy=policy, kv_capacity=60_000), random_trace(3, requests=300))
+        hits[policy] = make_report(result, ttft_s=1, tpot_s=0.1).prefix_hit_ratio
+    assert hits["KVAware"] > 1.1 * hits["RoundRobin"]
 
 
 def test_the_report_is_that_of_the_replay(scenario: Scenario) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.core.traces import TraceRequest
 
-__all__ = ["block_hashes"]
+__all__ = ["as_bytes", "block_hashes"]
 
 
 def block_hashes(request: TraceRequest, block_tokens: int, block_size: int) -> tuple[int, ...]:
@@ -15,3 +15,8 @@ def block_hashes(request: TraceRequest, block_tokens: int, block_size: int) -> t
         return request.prefix_blocks[:whole]
     parts = block_tokens // block_size
     return tuple(block * parts + part for block in request.prefix_blocks for part in range(parts))[:whole]
+
+
+def as_bytes(hashes: tuple[int, ...]) -> tuple[bytes, ...]:
+    """The same hashes as a request carries them; the router reads them as the integers they were."""
+    return tuple([number.to_bytes(8, "big") for number in hashes])

@@ -77,6 +77,11 @@ class Scenario:
     prefix_caching: bool = True
     profile: LatencyProfile | None = None
     """Of every worker, in place of the catalogue's."""
+    ttft_s: float = 0.5
+    """Objectives, which policies may heed and reports count by."""
+    tpot_s: float = 0.04
+    index_bytes: int = 1 << 30
+    """Budget of the router's KV index."""
     cold: bool = False
     """Whether workers go through their start-up first, rather than being ready at 0 s."""
     start_up: StartUp = field(default_factory=StartUp)

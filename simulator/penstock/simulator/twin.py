@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from penstock.core.engine import Finished, Sequence
-from penstock.core.fleet import Failure, Fleet, Request, Role, Worker
+from penstock.core.engine import BlockEvent, BlockStored, Finished, Sequence
+from penstock.core.engine import BlockRemoved as Removed
+from penstock.core.fleet import Failure, Fleet, Request, Reservation, Role, Worker
 from penstock.core.reports import Outcome, Verdict
 from penstock.core.traces import Trace
+from penstock.router.decisions.kv_index import KVIndex
 from penstock.router.decisions.life import (
     Answered,
     Attempt,
@@ -28,7 +30,7 @@ from penstock.router.decisions.life import (
     live,
 )
 from penstock.router.decisions.policies import find_policy
-from penstock.simulator.blocks import block_hashes
+from penstock.simulator.blocks import as_bytes, block_hashes
 from penstock.simulator.events import ARRIVAL, FAULT, READY, RESUMED, SAMPLE, EventQueue
 from penstock.simulator.report import Resources, account
 from penstock.simulator.scenario import Scenario, WorkerSpec, plan_workers
@@ -78,7 +80,13 @@ class Twin:
         self.outcomes: list[Outcome | None] = [None] * len(trace.requests)
         self.left = len(trace.requests)
         self._lives: dict[int, Life] = {}
+        self._places: dict[int, Reservation] = {}  # Of requests that wait for their first token.
         self._block_size = self.specs[0].config.block_size
+        self._hashes: dict[int, tuple[int, ...]] = {}  # Of requests that live, where their trace names blocks.
+        self.index: KVIndex | None = None
+        if scenario.prefix_caching and any(request.prefix_blocks for request in trace.requests):
+            self.index = KVIndex(scenario.index_bytes)
+            self.fleet.index_by(scenario.model.name, self.index, self._block_size)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> Result:
         """Play the whole trace."""
@@ -107,6 +115,9 @@ class Twin:
                 role=Role.PREFILL_DECODE,
                 accelerator=spec.accelerator.name,
                 prefill_ms=spec.profile.prefill,
+                decode_ms=spec.profile.decode,
+                experts_ms=spec.profile.experts,
+                price_per_hour=spec.accelerator.price_per_hour * spec.parallelism.accelerators,
                 kv_capacity_tokens=spec.config.num_blocks * spec.config.block_size,
             )
         )
@@ -145,6 +156,8 @@ class Twin:
         if not worker.alive:
             return
         lost = worker.crash(now)
+        if self.index is not None:
+            self.index.clear(worker.slot)
         self.events.at(now + scenario.readiness_delay_s, FAULT, number, self._unready, number)
         self.events.at(now + scenario.start_up.restart_seconds, READY, number, self._ready, number)
         for sequence in lost:
@@ -162,18 +175,50 @@ class Twin:
         if index + 1 < len(asked):
             self.events.at(asked[index + 1].arrival_s, ARRIVAL, index + 1, self._arrive, index + 1)
         one = asked[index]
-        request = Request(str(index), self.scenario.model.name, one.input_tokens, one.output_tokens, exact_tokens=True)
+        request = Request(
+            str(index),
+            self.scenario.model.name,
+            one.input_tokens,
+            one.output_tokens,
+            exact_tokens=True,
+            block_hashes=self._named(index),
+            ttft_ms=self.scenario.ttft_s * 1e3,
+            tpot_ms=self.scenario.tpot_s * 1e3,
+        )
         seed = self.scenario.seed * _SEED_STRIDE + index
         life = live(request, self.fleet, self.policy, self.scenario.retries, now, seed)
         self._lives[index] = life
         self._act(index, next(life), now)
+
+    def _named(self, index: int) -> tuple[bytes, ...]:
+        """The block hashes of a request that arrives; kept as numbers for the engine."""
+        one = self.trace.requests[index]
+        if not one.prefix_blocks:
+            return ()
+        hashes = self._hashes[index] = block_hashes(one, self.trace.block_tokens, self._block_size)
+        return as_bytes(hashes)
 
     def _resume(self, now: float, index: int) -> None:
         self._tell(index, Resumed(now), now)
 
     def began(self, sequence_id: str, now: float) -> None:
         """The first token of a request is out."""
+        place = self._places.pop(int(sequence_id), None)
+        if place is not None:
+            self.fleet.prefilled(place)
         self._tell(int(sequence_id), Answered(now, _OK), now)
+
+    def cached(self, slot: int, events: tuple[BlockEvent, ...]) -> None:
+        """A worker tells the index what its cache holds and what it lost."""
+        if self.index is None:
+            return
+        for event in events:
+            if type(event) is BlockStored:
+                self.index.store(slot, event.hashes, event.parent)
+            elif type(event) is Removed:
+                self.index.remove(slot, (event.hash,))
+            else:
+                self.index.clear(slot)
 
     def ended(self, finished: Finished, now: float) -> None:
         """The last token of a request is out."""
@@ -219,8 +264,9 @@ class Twin:
         if not worker.alive:
             self._tell(index, Failed(now, Failure.CONNECT_REFUSED), now)
             return
-        hashes = block_hashes(one, self.trace.block_tokens, self._block_size) if one.prefix_blocks else ()
+        hashes = self._hashes.get(index, ())
         sequence = Sequence(str(index), one.input_tokens, one.output_tokens, block_hashes=hashes, arrival=now)
+        self._places[index] = attempt.reservation
         try:
             worker.submit(sequence, now)
         except ValueError as error:
@@ -247,5 +293,7 @@ class Twin:
     def _settle(self, index: int, outcome: Outcome) -> None:
         if self.outcomes[index] is not None:
             raise RuntimeError(f"request {index} ended twice")
+        self._hashes.pop(index, None)
+        self._places.pop(index, None)
         self.outcomes[index] = outcome
         self.left -= 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from penstock.core.engine import Engine, Finished, Sequence, Span, Step
+from penstock.core.engine import BlockEvent, Engine, Finished, Sequence, Span, Step
 from penstock.simulator.events import STEP_ENDED, WAKE, EventQueue
 from penstock.simulator.meter import Meter
 from penstock.simulator.scenario import WorkerSpec
@@ -25,6 +25,10 @@ class Listener(Protocol):
 
     def ended(self, finished: Finished, now: float) -> None:
         """Its last token is out."""
+        ...
+
+    def cached(self, slot: int, events: tuple[BlockEvent, ...]) -> None:
+        """A worker's cache has changed."""
         ...
 
 
@@ -85,7 +89,9 @@ class TwinWorker:
             self._began += passed / 1e3
             self.meter.pass_over(0, passed)
             self._run, self._steps = run.after(done), self._steps - done
-            self.engine.advance(run, done, self._began)
+            events = self.engine.advance(run, done, self._began).events
+            if events:
+                self._listener.cached(self.slot, events)
 
     def restart(self) -> None:
         """The engine is back, with an empty cache."""
@@ -139,13 +145,18 @@ class TwinWorker:
     def _end_run(self, run: Span, now: float) -> None:
         self._run = None
         self.meter.pass_over(0, run.milliseconds(self._steps))
-        for finished in self.engine.advance(run, self._steps, now).finished:
+        outputs = self.engine.advance(run, self._steps, now)
+        if outputs.events:
+            self._listener.cached(self.slot, outputs.events)
+        for finished in outputs.finished:
             self._listener.ended(finished, now)
 
     def _end_step(self, step: Step, now: float) -> None:
         self._flight = None
         self.meter.pass_over(step.prompt_tokens, step.duration_ms)
         outputs = self.engine.complete(step, now)
+        if outputs.events:
+            self._listener.cached(self.slot, outputs.events)
         if step.prompt_tokens:
             for token in outputs.tokens:
                 if not token.number:
