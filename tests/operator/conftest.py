@@ -142,6 +142,11 @@ class World:
             replica_sets=tuple(map(read_replica_set, owned("ReplicaSet"))),
             pods=tuple(map(read_pod, owned("Pod"))),
             rivals=tuple(d for d in deployments.values() if d is not own and d.served_name == own.served_name),
+            taken={
+                pool["metadata"]["name"]: pool["metadata"]["labels"]["penstock.dev/deployment"]
+                for pool in self.of("WorkerPool")
+                if not label.items() <= pool["metadata"]["labels"].items()
+            },
             refusals=dict(self.refusals),
             drain_current=self.drained,
         )

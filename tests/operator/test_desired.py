@@ -197,6 +197,37 @@ def test_the_second_deployment_of_a_name_waits_for_the_first_to_go(world):
     assert world.condition("Accepted", "late")["status"] == "True"
 
 
+def test_a_worker_pool_of_another_deployment_is_left_alone(world):
+    """Pool b-c of a and pool c of a-b would both be a-b-c-a100-80g."""
+    world.deploy("a", model=_model("m"), pools=[_pool("b-c")])
+    world.settle("a")
+    mine = world.objects["WorkerPool", "a-b-c-a100-80g"]
+    world.deploy("a-b", model=_model("n"), pools=[_pool("c")])
+    world.settle("a-b")
+    accepted = world.condition("Accepted", "a-b")
+    assert (accepted["status"], accepted["reason"]) == ("False", "PoolNameTaken")
+    assert "belongs to ModelDeployment a; give the pool another name" in accepted["message"]
+    assert world.objects["WorkerPool", "a-b-c-a100-80g"] == mine
+    assert world.condition("Accepted", "a")["status"] == "True"
+
+
+def test_two_pools_of_one_worker_pool_name_are_refused(world):
+    world.accelerator("c-a100-80g")
+    world.deploy(pools=[_pool("a", "c-a100-80g"), _pool("a-c", "a100-80g")])
+    world.settle()
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "PoolNameTaken")
+    assert "would also be the name of pool a on c-a100-80g" in accepted["message"]
+
+
+def _model(name):
+    return {"name": name, "architecture": {"name": "meta-llama/Llama-3.1-8B-Instruct"}}
+
+
+def _pool(name, accelerator="a100-80g"):
+    return {"name": name, "acceleratorClasses": [accelerator], "replicas": {"min": 1, "max": 2}}
+
+
 def test_a_class_taken_out_of_the_spec_goes_when_its_successor_is_ready(world):
     world.accelerator("h100-80g")
     world.deploy()

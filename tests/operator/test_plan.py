@@ -26,7 +26,7 @@ def test_no_default_engine_class(world):
     world.engine("simulated", default=False)
     world.deploy()
     reason, message = refusal(world)
-    assert reason == "NoDefaultEngineClass" and "There are: simulated" in message
+    assert reason == "NoDefaultEngineClass" and "there are: simulated" in message
 
 
 def test_two_default_engine_classes(world):
@@ -201,6 +201,7 @@ def test_a_processor_serves_only_where_nothing_else_does(world):
     del world.objects["AcceleratorClass", "a100-80g"]
     (pool,) = plan(world).pools
     assert (pool.accelerator, pool.accelerators_per_worker) == ("cpu", 0)
+    assert str(pool.cost_per_worker) == "0.01", "a worker on cores has its price, though it holds no device"
 
 
 def test_no_accelerator_class_at_all(world):

@@ -92,6 +92,21 @@ def test_a_pod_that_changes_hands_leaves_its_old_deployment(store, woken):
     assert set(woken) == {("chat", "llama"), ("chat", "other")}
 
 
+def test_a_worker_pool_of_another_whose_name_could_be_ours_is_seen_and_its_going_wakes_us(store, woken):
+    store.put(DEPLOYMENTS, deployment("a"))
+    store.put(DEPLOYMENTS, deployment("a-b", served="n"))
+    pool = {"apiVersion": "penstock.dev/v1alpha1", "kind": "WorkerPool", "metadata": pod("a-b-c")["metadata"]}
+    pool["metadata"]["labels"] = {"penstock.dev/deployment": "a"}
+    store.put(POOLS, pool)
+    taken = {
+        name: store.observe(("chat", name), now=0, refusals={}, drain=True, endpoint="").taken for name in ("a", "a-b")
+    }
+    assert taken == {"a": {}, "a-b": {"a-b-c": "a"}}
+    woken.clear()
+    store.remove(POOLS, pool)
+    assert ("chat", "a-b") in woken
+
+
 def test_rivals_wake_each_other(store, woken):
     store.put(DEPLOYMENTS, deployment("first"))
     store.put(DEPLOYMENTS, deployment("second"))

@@ -38,6 +38,7 @@ class Reason(_Word):
     # Accepted
     ACCEPTED = "Accepted", "The spec resolves completely"
     NAME_TAKEN = "NameTaken", "An older ModelDeployment serves this model name"
+    POOL_NAME_TAKEN = "PoolNameTaken", "another ModelDeployment or pool has a WorkerPool of the name a pool would get"
     UNKNOWN_ENGINE_CLASS = "UnknownEngineClass", "engine.className names no EngineClass"
     NO_DEFAULT_ENGINE_CLASS = (
         "NoDefaultEngineClass",

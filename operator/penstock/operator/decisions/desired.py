@@ -20,6 +20,7 @@ from penstock.operator.decisions.plan import Plan, PoolPlan, make_plan
 from penstock.operator.decisions.pools import Said, events, pool_writes, removals
 from penstock.operator.decisions.refusal import Refusal
 from penstock.operator.decisions.status import Summary, deployment_status, pool_status
+from penstock.operator.decisions.taken import check_names
 from penstock.operator.decisions.workers import Target, WorkerState, stored_target, worker_state
 from penstock.operator.decisions.writes import Apply, Desired, Write
 
@@ -72,6 +73,7 @@ def _resolve(seen: Observed) -> _Found:
         plan = make_plan(seen)
         check_pairs(plan.pools)
         _check_refused(seen, plan)
+        check_names(seen, plan.pools)
     except Refusal as refusal:
         return _Found(None, refusal)
     stored = {pool.meta.name: pool for pool in _own(seen)}

@@ -35,7 +35,7 @@ def resolve_engine(spec: ModelDeploymentSpec, engines: Mapping[str, EngineClass]
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise Refusal(
         Reason.UNKNOWN_ENGINE_CLASS,
-        f"engine.className {wanted!r} names no EngineClass; {hint}There are: {names(engines)}",
+        f"engine.className {wanted!r} names no EngineClass; {hint}there are: {names(engines)}",
     )
 
 
@@ -58,8 +58,8 @@ def _default(engines: Mapping[str, EngineClass]) -> EngineClass:
     if not defaults:
         raise Refusal(
             Reason.NO_DEFAULT_ENGINE_CLASS,
-            "engine.className is not given and no EngineClass has default: true; name a class or mark one. "
-            f"There are: {names(engines)}",
+            "engine.className is not given and no EngineClass has default: true; name a class or mark one; "
+            f"there are: {names(engines)}",
         )
     marked = names(engine.metadata.name for engine in defaults)
     raise Refusal(

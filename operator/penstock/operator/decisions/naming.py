@@ -26,7 +26,7 @@ REVISION_DIGITS = 10
 
 
 def worker_pool_name(deployment: str, pool: str, accelerator: str) -> str:
-    """Name of the WorkerPool of a pool on one accelerator class; unique, since a part's border cannot move."""
+    """Name of the WorkerPool of a pool on one accelerator class. Two can be equal: see `taken`."""
     return f"{deployment}-{pool}-{accelerator}"
 
 

@@ -162,6 +162,8 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     rivals: tuple[Deployment, ...] = ()
     """Other ModelDeployments of the same served name."""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """WorkerPools of other deployments whose names begin as ours do, and the deployments they are of."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Revision to what the API server said when it refused the rendered pod."""
     drain_current: bool = False

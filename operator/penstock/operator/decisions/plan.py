@@ -51,12 +51,15 @@ class PoolPlan:
     price: Decimal | None
     """Money per accelerator and hour."""
     accelerators_per_worker: int
+    """Devices a worker holds: none on a class of type CPU."""
+    priced_units: int
+    """What `price` counts, in one worker: its accelerators, or the sockets of a CPU class."""
     why: str
 
     @property
     def cost_per_worker(self) -> Decimal | None:
         """Money per hour of one worker."""
-        return None if self.price is None else self.price * self.accelerators_per_worker
+        return None if self.price is None else self.price * self.priced_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,7 @@ def _pool_plans(
             profile=inputs.profile,
             price=accelerator.spec.price,
             accelerators_per_worker=shape.parallelism.accelerators if accelerator.spec.type == "GPU" else 0,
+            priced_units=shape.parallelism.accelerators,
             why=shape.why or why,
         )
         for row, share, (accelerator, inputs, why) in zip(rows, numbers, usable, strict=True)

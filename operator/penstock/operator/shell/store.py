@@ -144,6 +144,7 @@ class Store:
                 for other in sorted(self._served.get(deployment.served_name, ()))
                 if other != key
             ),
+            taken=self._taken(key),
             refusals=refusals,
             drain_current=drain,
             endpoint=endpoint,
@@ -179,9 +180,17 @@ class Store:
             self._tell_rivals(old, new)
         elif parent is not None:
             self._touched(parent)
+            if kind is POOLS and new is None:
+                self._free(old.meta.ref.namespace, old.meta.name)
         elif not kind.namespaced:
             self._cluster = None
             for key in self.deployments():
+                self._touched(key)
+
+    def _free(self, namespace: str | None, pool: str) -> None:
+        """A WorkerPool's name can be used again: by deployments that may have been refused it."""
+        for key in self.deployments():
+            if key[0] == namespace and pool.startswith(f"{key[1]}-"):
                 self._touched(key)
 
     def _tell_rivals(self, old: Deployment | None, new: Deployment | None) -> None:
@@ -203,6 +212,14 @@ class Store:
 
     def _of(self, kind: Kind, key: Key) -> tuple[Any, ...]:
         return tuple(view for _, view in sorted(self._children[kind.kind].get(key, {}).items()))
+
+    def _taken(self, key: Key) -> dict[str, str]:
+        namespace, deployment = key
+        return {
+            name: entry.parent[1]
+            for (place, name), entry in self._objects[POOLS.kind].items()
+            if place == namespace and name.startswith(f"{deployment}-") and entry.parent not in (None, key)
+        }
 
     def _shared(self) -> Cluster:
         if self._cluster is None:
