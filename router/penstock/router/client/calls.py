@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -105,14 +105,17 @@ class RouterClient:
             lambda left: self._stub.Explain(message, timeout=left, metadata=self._metadata), timeout
         )
 
-    async def watch(self, model: str = "", interval_ms: int = 0) -> AsyncIterator[router_pb2.WatchResponse]:
+    async def watch(self, model: str = "", interval_ms: int = 0) -> AsyncGenerator[router_pb2.WatchResponse, None]:
         """The fleet now and whenever it has changed; ends with `RouterError` when the connection does."""
         message = router_pb2.WatchRequest(model=model, interval_ms=interval_ms)
+        call = self._stub.Watch(message, metadata=self._metadata)
         try:
-            async for state in self._stub.Watch(message, metadata=self._metadata):
+            async for state in call:
                 yield state
         except grpc.aio.AioRpcError as error:
             raise of_call(error) from None
+        finally:
+            call.cancel()
 
     @asynccontextmanager
     async def leased(self, request: router_pb2.PickRequest, timeout: float = 5.0) -> AsyncIterator[Lease]:
