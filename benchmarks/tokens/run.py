@@ -2,13 +2,15 @@
 
     python benchmarks/tokens/run.py [--tokens 2048] [--rounds 15] [--json FILE]
 
-Three stages (chat template, tokenizer, hashes) and the whole, for a chat of about that many tokens with a tool. The
+Three stages (chat template, tokenizer, hashes) and the whole, for a chat of about that many tokens with a tool; the
+whole once with every turn new, once with only the last turn new, as the next request of a conversation is. The
 reference of the first two is `transformers` with the same files, of the third the chain written down with `cbor2`, as
 engines have it. The sides take turns within each round; figures are medians, and only the ratios mean something on
 another machine. Both sides must give equal ids and equal hashes, or the run fails.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -28,6 +30,7 @@ import transformers
 from penstock.core.tokens.files import read_files
 from penstock.core.tokens.prompts import BlockNaming, named, prompts_of
 from penstock.core.tokens.requests import ChatPrompt, read_request
+from penstock.core.tokens.segments import MOST_IDS
 from penstock.core.tokens.tokenizer import ModelTokenizer
 
 NOW = datetime(2026, 1, 2)
@@ -42,11 +45,11 @@ Work = Callable[[], Any]
 
 
 def conversation(tokenizer: ModelTokenizer, tokens: int) -> list[dict[str, str]]:
-    """Turns of some 64 tokens each, as many as make a prompt of about `tokens`."""
+    """Turns of some 64 tokens each, none equal to another, as many as make a prompt of about `tokens`."""
     turn, used, turns = " ".join(families.LINES[:2]), 0, []
     per_turn = len(tokenizer.encode(turn, special=False)) + 5
     while used < tokens or len(turns) % 2 == 0:
-        turns.append({"role": ("user", "assistant")[len(turns) % 2], "content": turn})
+        turns.append({"role": ("user", "assistant")[len(turns) % 2], "content": f"{len(turns)} {turn}"})
         used += per_turn
     return turns
 
@@ -60,26 +63,36 @@ def reference_hashes(ids: Sequence[int]) -> list[bytes]:
     return hashes
 
 
+class Side:
+    """The whole way of one side, for a chat whose last turn is another one at each call."""
+
+    def __init__(self, turns: list[dict[str, str]], way: Callable[[bytes], Any]) -> None:
+        self._turns, self._way, self._calls = turns, way, itertools.count()
+
+    def __call__(self) -> Any:
+        last = {**self._turns[-1], "content": f"{next(self._calls)} {self._turns[-1]['content']}"}
+        return self._way(json.dumps({"model": "m", "messages": [*self._turns[:-1], last], "tools": [TOOL]}).encode())
+
+
 def stages(tokens: int) -> tuple[int, dict[str, tuple[Work, Work]]]:
     """Tokens of the prompt, and for each stage ours and the reference's."""
-    tokenizer = ModelTokenizer(read_files(families.files(FAMILY)))
+    tokenizer, fresh = (ModelTokenizer(read_files(families.files(FAMILY)), most_kept=kept) for kept in (MOST_IDS, 0))
     with tempfile.TemporaryDirectory() as folder:
         theirs = transformers.AutoTokenizer.from_pretrained(families.write(FAMILY, Path(folder)))
     turns = conversation(tokenizer, tokens)
-    body = json.dumps({"model": "m", "messages": turns, "tools": [TOOL]}).encode()
     text = tokenizer.render(ChatPrompt(turns, [TOOL]), NOW)
     ids = tokenizer.encode(text, special=False)
     day = NOW.strftime("%d %b %Y")
 
-    def whole_theirs() -> tuple[list[int], list[bytes]]:
+    def reference(body: bytes) -> tuple[list[int], list[bytes]]:
         asked = json.loads(body)
         made = theirs.apply_chat_template(
             asked["messages"], tools=asked["tools"], add_generation_prompt=True, return_dict=False, date_string=day
         )
         return made, reference_hashes(made)
 
-    def whole_ours() -> tuple[list[int], list[bytes]]:
-        (prompt,) = prompts_of(read_request(body, chat=True), tokenizer, BlockNaming(BLOCK), NOW)
+    def ours(body: bytes, by: ModelTokenizer) -> tuple[list[int], list[bytes]]:
+        (prompt,) = prompts_of(read_request(body, chat=True), by, BlockNaming(BLOCK), NOW)
         return list(prompt.token_ids), list(prompt.block_hashes)
 
     def template_theirs() -> str:
@@ -90,14 +103,15 @@ def stages(tokens: int) -> tuple[int, dict[str, tuple[Work, Work]]]:
     return len(ids), {
         "template": (lambda: tokenizer.render(ChatPrompt(turns, [TOOL]), NOW), template_theirs),
         "tokenizer": (
-            lambda: tokenizer.encode(text, special=False),
+            lambda: fresh.encode(text, special=False),
             lambda: theirs.encode(text, add_special_tokens=False),
         ),
         "hashes": (
             lambda: list(named(ids, None, BlockNaming(BLOCK)).block_hashes),
             lambda: reference_hashes(ids),
         ),
-        "whole": (whole_ours, whole_theirs),
+        "whole, all new": (Side(turns, lambda body: ours(body, fresh)), Side(turns, reference)),
+        "whole, last new": (Side(turns, lambda body: ours(body, tokenizer)), Side(turns, reference)),
     }
 
 
@@ -131,9 +145,9 @@ def main() -> None:
             sys.exit(f"{name}: the two sides do not give the same")
     figures = measure(pairs, options.rounds)
     print(f"{tokens} tokens, blocks of {BLOCK}, median of {options.rounds} rounds; equal ids and hashes on both sides")
-    print(f"{'stage':<10} {'ours ms':>9} {'reference ms':>13} {'reference/ours':>15}")
+    print(f"{'stage':<16} {'ours ms':>9} {'reference ms':>13} {'reference/ours':>15}")
     for name, row in figures.items():
-        print(f"{name:<10} {row['ms']:>9.3f} {row['reference_ms']:>13.3f} {row['ratio']:>15.2f}")
+        print(f"{name:<16} {row['ms']:>9.3f} {row['reference_ms']:>13.3f} {row['ratio']:>15.2f}")
     if options.json:
         options.json.write_text(json.dumps({"tokens": tokens, "stages": figures}, indent=2) + "\n")
 

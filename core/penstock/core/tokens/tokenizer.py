@@ -12,6 +12,7 @@ from penstock.core.tokens import builtin, messages
 from penstock.core.tokens.errors import ModelFilesError, PromptError, TokensUnknown
 from penstock.core.tokens.files import AddedToken, ModelFiles
 from penstock.core.tokens.requests import ChatPrompt
+from penstock.core.tokens.segments import MOST_IDS, SegmentCache, cacheable
 from penstock.core.tokens.templates import ChatInput, ChatTemplate
 from penstock.core.wire.openai import ChatMessage
 
@@ -52,11 +53,15 @@ class BuiltinTokenizer:
 class ModelTokenizer:
     """A model's own, from its files. Safe to use from several threads."""
 
-    def __init__(self, files: ModelFiles) -> None:
-        """Load; raises `ModelFilesError`. Takes up to some seconds for a large vocabulary."""
+    def __init__(self, files: ModelFiles, most_kept: int = MOST_IDS) -> None:
+        """Load; raises `ModelFilesError`. Takes up to some seconds for a large vocabulary.
+
+        `most_kept`: ids of texts seen before that are kept, 4 bytes each.
+        """
         self._tokenizer = _load(files)
         self._templates = {name: ChatTemplate(text, files.special_tokens) for name, text in files.templates.items()}
         self._added_by_special = self._tokenizer.num_special_tokens_to_add(False)
+        self._segments = SegmentCache(self._tokenizer, most_kept) if cacheable(self._tokenizer) else None
 
     @property
     def vocabulary(self) -> int:
@@ -65,6 +70,8 @@ class ModelTokenizer:
 
     def encode(self, text: str, *, special: bool, limit: int | None = None, side: str = "left") -> list[int]:
         """Ids of a text, equal to the engine's."""
+        if limit is None and self._segments is not None and not (special and self._added_by_special):
+            return self._segments.encode(text)
         # A batch of one: unlike the library's single call it lets other threads run meanwhile.
         if limit is None:
             ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
