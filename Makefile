@@ -23,7 +23,7 @@ $(SETUP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": make setup PYTHON=python3.12")'
 	@test -x $(PY) || { echo "setup: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "setup: installing the locked packages (about 100 MB the first time)"
-	@$(PY) -m pip install --quiet uv && $(VENV)/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock \
+	@$(PY) -m pip install --quiet uv && $(VENV)/bin/uv pip sync --quiet --compile-bytecode --python $(PY) --require-hashes requirements.lock \
 		|| { echo "setup: uv did not manage, trying pip"; $(PY) -m pip install --quiet --require-hashes -r requirements.lock; }
 	@echo "setup: installing Penstock itself, editable"
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .

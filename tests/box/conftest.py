@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+import uvloop
 from penstock.box.lifecycle import Box
 from penstock.box.testing import temporary_box, why_no_box
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The usual loop; uvloop too where a module's marker asks for both."""
+    usual = {"asyncio": asyncio.new_event_loop}
+    asks = item.get_closest_marker("asyncio")
+    return {**usual, "uvloop": uvloop.new_event_loop} if asks and "loop_factories" in asks.kwargs else usual
 
 
 @pytest.fixture(scope="session")

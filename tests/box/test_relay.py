@@ -8,17 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-import uvloop
 from penstock.box.services.listeners import ServiceListeners, open_door
 from penstock.box.services.relay import Budget
 from penstock.box.services.table import Address, Route, Table
 
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    """The loop that the box runs on, and the one that its interface is defined by."""
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
-
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
+"""The loop that the box runs on, and the one that its interface is defined by."""
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
