@@ -201,7 +201,8 @@ def test_a_lost_node_is_lost_whole_and_comes_back(box: Box) -> None:
     spec = box.paths.root / "nodes" / node
     assert any("kubelet" in line for line in _processes_of(spec))
     box.kill_node(node)
-    assert _processes_of(spec) == []
+    # Its first process is dead; the kernel then ends the rest of its namespace, which takes a moment on a busy machine.
+    _await(lambda: not _processes_of(spec), "ended whole", seconds=10)
     assert next(p for p in box.processes() if p["name"] == f"node-{node}")["state"] == "Held"
     with box.kube() as kube:
         _await(lambda: node not in kube.ready_nodes(), "NotReady", seconds=60)

@@ -47,6 +47,17 @@ def test_a_repeated_key_is_found():
     assert json.loads(strip_transfer_params(body)) == {"model": "m"}
 
 
+def test_it_is_found_in_extra_arguments():
+    body = b'{"model":"m","vllm_xargs":{"kv_transfer_params":{"do_remote_prefill":true},"x":1}}'
+    assert strip_transfer_params(body) == b'{"model":"m","vllm_xargs":{"x":1}}'
+
+
+@pytest.mark.parametrize("extra", ["[]", '"kv_transfer_params"', "null", '{"x":"kv_transfer_params"}'])
+def test_extra_arguments_without_it_stay(extra):
+    body = b'{"vllm_xargs":' + extra.encode() + b"}"
+    assert strip_transfer_params(body) is body
+
+
 def test_null_is_removed_too():
     assert json.loads(strip_transfer_params(b'{"kv_transfer_params":null,"a":1}')) == {"a": 1}
 

@@ -12,6 +12,8 @@ from penstock.core.wire.errors import WireError
 
 FIELD = "kv_transfer_params"
 _FIELD_BYTES = FIELD.encode()
+_EXTRA = "vllm_xargs"
+"""Where vLLM takes further arguments from, these among them."""
 
 PREFILL_LEG: dict[str, bool] = {"do_remote_decode": True, "do_remote_prefill": False}
 """`kv_transfer_params` of leg 1."""
@@ -60,9 +62,9 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def strip_transfer_params(body: bytes) -> bytes:
-    """A client's JSON request body without `kv_transfer_params`; unchanged, byte for byte, where it has none.
+    """A client's JSON request body without `kv_transfer_params`, at the top or hidden in `vllm_xargs`.
 
-    A key can hide behind JSON escapes, so a body with a `\\u` escape is looked at as well. Values of other fields stay
+    It is the very same object where it has none, which is nearly always. A key can hide behind JSON escapes, so a body with a `\\u` escape is looked at as well. Values of other fields stay
     the bytes they were. Raises `WireError` where the body must be looked at and is not a JSON object.
     """
     if _FIELD_BYTES not in body and b"\\u" not in body:
@@ -71,6 +73,17 @@ def strip_transfer_params(body: bytes) -> bytes:
         fields = _fields.decode(body)
     except msgspec.DecodeError as error:
         raise WireError(f"the request body is not a JSON object: {error}") from error
-    if fields.pop(FIELD, None) is None:
-        return body
-    return msgspec.json.encode(fields)
+    found = fields.pop(FIELD, None) is not None
+    extra = _extra_arguments(fields.get(_EXTRA))
+    if extra is not None and extra.pop(FIELD, None) is not None:
+        found, fields[_EXTRA] = True, msgspec.Raw(msgspec.json.encode(extra))
+    return msgspec.json.encode(fields) if found else body
+
+
+def _extra_arguments(raw: msgspec.Raw | None) -> dict[str, msgspec.Raw] | None:
+    if raw is None:
+        return None
+    try:
+        return _fields.decode(raw)
+    except msgspec.DecodeError:
+        return None  # not an object: the engine will say so
