@@ -23,6 +23,8 @@ from penstock.core.traces import Trace
 
 Object = dict[str, Any]
 
+SLACK_S = 0.5
+"""The load's clock starts when its first body is written, the scenario's a moment before."""
 ANSWERS_WITHIN_S = 120.0
 """How long after a trace's end its last answers may take."""
 
@@ -156,7 +158,7 @@ class Load:
         return [
             o
             for o in self.outcomes()
-            if any(o.sent_s <= end and o.sent_s + (o.e2e_s or 0.0) >= start for start, end in spans)
+            if any(o.sent_s <= end and o.sent_s + (o.e2e_s or 0.0) >= start - SLACK_S for start, end in spans)
         ]
 
 
