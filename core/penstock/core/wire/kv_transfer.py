@@ -64,8 +64,9 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def strip_transfer_params(body: bytes) -> bytes:
     """A client's JSON request body without `kv_transfer_params`, at the top or hidden in `vllm_xargs`.
 
-    It is the very same object where it has none, which is nearly always. A key can hide behind JSON escapes, so a body with a `\\u` escape is looked at as well. Values of other fields stay
-    the bytes they were. Raises `WireError` where the body must be looked at and is not a JSON object.
+    It is the very same object where it has none, which is nearly always. A key can hide behind JSON escapes, so a
+    body with a `\\u` escape is looked at as well. Values of other fields stay the bytes they were. Raises `WireError`
+    where the body must be looked at and is not a JSON object.
     """
     if _FIELD_BYTES not in body and b"\\u" not in body:
         return body
