@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from penstock.core.fleet import Fleet, Worker
 from penstock.router.decisions import find_policy
+from penstock.router.decisions.explain import ExplainLog
 from penstock.router.shell.discovery.static import install
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
@@ -31,7 +32,7 @@ async def serving(workers: int = 3, policy: str = "LeastLoaded", **changes: obje
     fleet, models, counters = Fleet(max_in_flight=settings.max_in_flight), ModelTable(), Counters()
     known = [Worker(f"ns/w{i}", "10.0.0.1", 8000 + i, "m", deployment="d", pool="serve") for i in range(workers)]
     install(known, fleet, models, find_policy(policy), 1)
-    server = RpcServer(settings, fleet, models, counters)
+    server = RpcServer(settings, fleet, models, counters, ExplainLog(fleet, settings.explain_picks))
     port = await server.start()
     try:
         yield Stage(server, fleet, models, counters, f"127.0.0.1:{port}")

@@ -262,14 +262,17 @@ async def test_watch_shows_the_fleet_as_it_changes() -> None:
 async def test_explain_names_every_candidate_best_first() -> None:
     async with serving(workers=3) as stage, RouterClient(stage.address, retries=ONCE) as client:
         pick = await client.pick(pb.PickRequest(model="m", prompt_tokens=10, request_id="why", tenant="t"))
-        why = await client.explain("why")
-        assert (why.request_id, why.model, why.policy, why.reason) == ("why", "m", pick.policy, pick.reason)
+        told = await client.explain("why")
+        (why,) = told.picks
+        assert (told.request_id, told.model) == ("why", "m")
+        assert (why.policy, why.reason, why.runner_up) == (pick.policy, pick.reason, pick.runner_up)
         assert why.candidate_count == len(why.candidates) == 3
         assert [c.worker for c in why.candidates if c.picked] == [pick.worker.name] == [why.candidates[0].worker]
-        assert why.candidates[1].worker == pick.runner_up
+        assert (why.prompt_tokens, why.attempt) == (10, 1)
+        assert not why.HasField("objective_ttft_ms")
         stage.fleet.remove(stage.fleet.slot_of(pick.worker.name) or 0)
         stage.fleet.add(Worker("ns/newcomer", "10.0.0.9", 1, "m"))
-        again = await client.explain("why")
+        (again,) = (await client.explain("why")).picks
         assert [c.worker for c in again.candidates] == [c.worker for c in why.candidates], "names as they were then"
         with pytest.raises(RouterError, match="RequestNotFound"):
             await client.explain("nobody")

@@ -140,7 +140,7 @@ class RouterClient:
         until = time.monotonic() + timeout
         for attempt in range(1, self._retries.attempts + 1):
             try:
-                return await call(max(0.001, until - time.monotonic()))
+                return await call(max(0.0, until - time.monotonic()))
             except grpc.aio.AioRpcError as failed:
                 error = of_call(failed)
             wait = self._retries.wait(attempt, error)

@@ -47,7 +47,7 @@ class Gateway:
         self.fleet = fleet
         self.models = models
         self.counters = Counters()
-        self.explanations = ExplainLog(fleet)
+        self.explanations = ExplainLog(fleet, settings.explain_picks)
         self.log = logging.getLogger("penstock.router.gateway")
         self.loop = asyncio.get_running_loop()
         self.retry_limits = RetryLimits(attempts=settings.attempts)

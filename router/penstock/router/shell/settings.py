@@ -80,7 +80,7 @@ class Settings:
     max_leases: int = _flag(65536, "picks over gRPC held at once; more are RESOURCE_EXHAUSTED")
     lease_seconds: float = _flag(300.0, "time after which an unreleased pick is given up, where its caller names none")
     max_lease_seconds: float = _flag(3600.0, "longest such time a caller may name")
-    explain_picks: int = _flag(4096, "picks over gRPC that Explain remembers")
+    explain_picks: int = _flag(4096, "picks that Explain remembers; 0 remembers none")
 
     drain_lag: float = _flag(3.0, "time between turning unready and refusing connections at SIGTERM")
     drain_grace: float = _flag(600.0, "time running requests have to finish at SIGTERM")

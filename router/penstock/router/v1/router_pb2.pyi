@@ -205,43 +205,55 @@ class Candidate(_message.Message):
     terms: _containers.ScalarMap[str, float]
     def __init__(self, worker: _Optional[str] = ..., score: _Optional[float] = ..., picked: _Optional[bool] = ..., terms: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
-class ExplainResponse(_message.Message):
-    __slots__ = ("request_id", "model", "policy", "reason", "unit", "candidates", "candidate_count", "picked_at_ms", "door", "tenant", "attempt", "prompt_tokens", "max_tokens", "expected_hit_tokens", "predicted_ttft_ms", "predicted_tpot_ms", "prefill_worker")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+class ExplainedPick(_message.Message):
+    __slots__ = ("attempt", "policy", "reason", "unit", "worker", "prefill_worker", "runner_up", "candidates", "prefill_candidates", "candidate_count", "age_ms", "prompt_tokens", "max_tokens", "expected_hit_tokens", "predicted_ttft_ms", "predicted_tpot_ms", "objective_ttft_ms", "objective_tpot_ms")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
+    RUNNER_UP_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_COUNT_FIELD_NUMBER: _ClassVar[int]
-    PICKED_AT_MS_FIELD_NUMBER: _ClassVar[int]
-    DOOR_FIELD_NUMBER: _ClassVar[int]
-    TENANT_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TPOT_MS_FIELD_NUMBER: _ClassVar[int]
-    PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
-    model: str
+    OBJECTIVE_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
     policy: str
     reason: str
     unit: str
+    worker: str
+    prefill_worker: str
+    runner_up: str
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
+    prefill_candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     candidate_count: int
-    picked_at_ms: int
-    door: str
-    tenant: str
-    attempt: int
+    age_ms: int
     prompt_tokens: int
     max_tokens: int
     expected_hit_tokens: int
     predicted_ttft_ms: float
     predicted_tpot_ms: float
-    prefill_worker: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., unit: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., candidate_count: _Optional[int] = ..., picked_at_ms: _Optional[int] = ..., door: _Optional[str] = ..., tenant: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., expected_hit_tokens: _Optional[int] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tpot_ms: _Optional[float] = ..., prefill_worker: _Optional[str] = ...) -> None: ...
+    objective_ttft_ms: float
+    objective_tpot_ms: float
+    def __init__(self, attempt: _Optional[int] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., unit: _Optional[str] = ..., worker: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., runner_up: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., prefill_candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., candidate_count: _Optional[int] = ..., age_ms: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., expected_hit_tokens: _Optional[int] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tpot_ms: _Optional[float] = ..., objective_ttft_ms: _Optional[float] = ..., objective_tpot_ms: _Optional[float] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("request_id", "model", "picks")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PICKS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    picks: _containers.RepeatedCompositeFieldContainer[ExplainedPick]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., picks: _Optional[_Iterable[_Union[ExplainedPick, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("model", "interval_ms")

@@ -3,14 +3,19 @@
 import math
 from dataclasses import dataclass
 
-from penstock.core.fleet import Failure, Fleet, Pick, Request, Worker
+from penstock.core.fleet import Failure, Fleet, Pick, Request, Scores, Slots, Worker
+from penstock.core.fleet.picks import Term
+from penstock.router.decisions.explain import Explained
 from penstock.router.decisions.leases import Ending, Lease
 from penstock.router.shell.forms import BYTES_PER_TOKEN, DEFAULT_MAX_TOKENS
+from penstock.router.shell.models import ServedModel
 from penstock.router.shell.rpc.refusals import invalid
 from penstock.router.v1 import router_pb2
 
 _MAX_NAME = 128
 _MAX_EXCLUDED = 64
+_SHOWN = 64
+"""Candidates an explanation lists."""
 _MAX_TOKENS = 1 << 30
 _HASH_BYTES = (8, 32)
 """Lengths of a block hash: vLLM's 64-bit form and its 32-byte form."""
@@ -38,8 +43,8 @@ class Prompt:
     hashes: tuple[bytes, ...] = ()
 
 
-def read_request(message: router_pb2.PickRequest, made_id: str, deadline: float | None) -> Request:
-    """A pick's question as a request; raises `Refused` that names the field which is wrong."""
+def check_request(message: router_pb2.PickRequest) -> None:
+    """Refuse what no model could make sense of; raises `Refused` that names the field which is wrong."""
     if not message.model:
         raise invalid("model is empty; give the served name of a model")
     if len(message.tenant) > _MAX_NAME:
@@ -48,16 +53,22 @@ def read_request(message: router_pb2.PickRequest, made_id: str, deadline: float 
         raise invalid(f"max_tokens is {message.max_tokens}; at most {_MAX_TOKENS} are taken")
     if len(message.exclude_workers) > _MAX_EXCLUDED:
         raise invalid(f"exclude_workers has {len(message.exclude_workers)} names; at most {_MAX_EXCLUDED} are taken")
+
+
+def read_request(message: router_pb2.PickRequest, model: ServedModel, made_id: str, deadline: float | None) -> Request:
+    """A pick's question as a request; raises `Refused` that names the field which is wrong."""
     prompt = read_prompt(message)
     return Request(
         id=_read_id(message.request_id) or made_id,
-        model=message.model,
+        model=model.name,
         prompt_tokens=prompt.tokens,
         max_tokens=message.max_tokens or DEFAULT_MAX_TOKENS,
         priority=message.priority,
         exact_tokens=prompt.exact,
         block_hashes=prompt.hashes,
         deadline=deadline,
+        ttft_ms=model.ttft_ms,
+        tpot_ms=model.tpot_ms,
     )
 
 
@@ -170,9 +181,53 @@ def worker_state(fleet: Fleet, slot: int, rotation: frozenset[int], now: float) 
     )
 
 
-def explain_candidates(pick: Pick) -> list[tuple[int, float]]:
-    """`(slot, score)` of every candidate, best first, the picked one before its equals."""
-    return sorted(
-        ((int(slot), float(score)) for slot, score in zip(pick.candidates, pick.scores, strict=True)),
-        key=lambda pair: (pair[1], pair[0] != pick.decode, pair[0]),
+def explanation_message(known: list[Explained], now: float) -> router_pb2.ExplainResponse:
+    """Every remembered pick of one request; there is at least one."""
+    request = known[0].request
+    return router_pb2.ExplainResponse(
+        request_id=request.id, model=request.model, picks=[_explained(each, now) for each in known]
     )
+
+
+def _explained(known: Explained, now: float) -> router_pb2.ExplainedPick:
+    pick, request, names = known.pick, known.request, known.names
+    runner_up = _runner_up(pick)
+    others = pick.prefills
+    return router_pb2.ExplainedPick(
+        attempt=known.attempt,
+        policy=pick.policy,
+        reason=str(pick.reason),
+        unit=pick.unit,
+        worker=names[pick.decode],
+        prefill_worker="" if pick.prefill is None else names[pick.prefill],
+        runner_up="" if runner_up is None else names[runner_up],
+        candidates=_candidates(pick.candidates, pick.scores, pick.terms, pick.decode, names),
+        prefill_candidates=[]
+        if others is None
+        else _candidates(others.candidates, others.scores, others.terms, pick.prefill, names),
+        candidate_count=int(pick.candidates.size),
+        age_ms=max(0, round((now - known.at) * 1000)),
+        prompt_tokens=request.prompt_tokens,
+        max_tokens=request.max_tokens,
+        expected_hit_tokens=pick.expected_hit_tokens,
+        predicted_ttft_ms=pick.predicted_ttft_ms,
+        predicted_tpot_ms=pick.predicted_tpot_ms,
+        objective_ttft_ms=request.ttft_ms,
+        objective_tpot_ms=request.tpot_ms,
+    )
+
+
+def _candidates(
+    slots: Slots, scores: Scores, terms: tuple[Term, ...], picked: int | None, names: dict[int, str]
+) -> list[router_pb2.Candidate]:
+    """The picked one and the best others."""
+    order = sorted(range(slots.size), key=lambda i: (slots[i] != picked, scores[i], slots[i]))
+    return [
+        router_pb2.Candidate(
+            worker=names[int(slots[i])],
+            score=float(scores[i]),
+            picked=int(slots[i]) == picked,
+            terms={name: float(values[i]) for name, values in terms if not math.isnan(values[i])},
+        )
+        for i in order[:_SHOWN]
+    ]

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from pathlib import Path
 
 import grpc
@@ -11,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from penstock.core.fleet import Fleet
 from penstock.router.decisions import SplitLimits
+from penstock.router.decisions.explain import ExplainLog
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
 from penstock.router.shell.rpc.auth import BearerAuth, Tokens, server_credentials
@@ -29,7 +29,9 @@ _MAX_STREAMS_PER_CONNECTION = 1024
 class RpcServer:
     """`penstock.router.v1.Router` on a port."""
 
-    def __init__(self, settings: Settings, fleet: Fleet, models: ModelTable, counters: Counters) -> None:
+    def __init__(
+        self, settings: Settings, fleet: Fleet, models: ModelTable, counters: Counters, explanations: ExplainLog
+    ) -> None:
         """Assemble; `OSError` or `ValueError` when certificates or tokens cannot be read."""
         limits = Limits(
             leases=settings.max_leases,
@@ -37,10 +39,9 @@ class RpcServer:
             split=SplitLimits(min_tokens=settings.split_tokens, lease=settings.kv_lease),
             lease_seconds=settings.lease_seconds,
             max_lease_seconds=settings.max_lease_seconds,
-            explain_picks=settings.explain_picks,
         )
         loop = asyncio.get_running_loop()
-        self.service = RouterService(fleet, models, counters, limits, loop.time, time.time)
+        self.service = RouterService(fleet, models, counters, explanations, limits, loop.time)
         self._health = health.aio.HealthServicer()
         self._expiring: asyncio.Task[None] | None = None
         self._settings = settings

@@ -5,6 +5,7 @@ Every handler decides without waiting, on the loop that owns the fleet; that is 
 
 import asyncio
 import itertools
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -12,13 +13,22 @@ from dataclasses import dataclass
 import grpc
 from penstock.core.fleet import Fleet, Rejection, Request
 from penstock.router.decisions import SplitLimits
+from penstock.router.decisions.explain import ExplainLog
 from penstock.router.decisions.leases import Lease, Leases, slots_named
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable, ServedModel
-from penstock.router.shell.rpc.forms import pick_message, read_ending, read_request, worker_state
-from penstock.router.shell.rpc.history import History
+from penstock.router.shell.rpc.forms import (
+    check_request,
+    explanation_message,
+    pick_message,
+    read_ending,
+    read_request,
+    worker_state,
+)
 from penstock.router.shell.rpc.refusals import Refused, abort, invalid
 from penstock.router.v1 import router_pb2, router_pb2_grpc
+
+log = logging.getLogger("penstock.router.rpc")
 
 _WATCH_MS = 1000
 _MIN_WATCH_MS = 100
@@ -34,7 +44,6 @@ class Limits:
     """When prefill and decode run on two workers; None: never."""
     lease_seconds: float = 300.0
     max_lease_seconds: float = 3600.0
-    explain_picks: int = 4096
 
 
 class RouterService(router_pb2_grpc.RouterServicer):
@@ -45,13 +54,12 @@ class RouterService(router_pb2_grpc.RouterServicer):
         fleet: Fleet,
         models: ModelTable,
         counters: Counters,
+        explanations: ExplainLog,
         limits: Limits,
         clock: Callable[[], float],
-        unix_clock: Callable[[], float],
     ) -> None:
-        """`clock` is the one the fleet's times are on, `unix_clock` the one people read; both in seconds."""
+        """`clock` is the one the fleet's times are on, in seconds; `explanations` is shared with other doors."""
         self.leases = Leases(fleet)
-        self.history = History(fleet, limits.explain_picks)
         self.draining = False
         """Whether new picks are refused because this process is about to end."""
         self.streams = 0
@@ -61,7 +69,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._counters = counters
         self._limits = limits
         self._clock = clock
-        self._unix_clock = unix_clock
+        self._explanations = explanations
         self._seeds = itertools.count(1)
         self._id_prefix = secrets.token_hex(6)
 
@@ -109,14 +117,14 @@ class RouterService(router_pb2_grpc.RouterServicer):
         """Why a recent request went where it went."""
         if not message.request_id:
             await abort(context, invalid("request_id is empty; give the id of a picked request"))
-        explained = self.history.explain(message.request_id)
-        if explained is None:
-            text = (
-                f"request {message.request_id[:128]!r} is not among the last {self._limits.explain_picks} "
-                "picks of this router; ask the other replicas, or sooner"
+        known = self._explanations.find(message.request_id)
+        if not known:
+            kept = len(self._explanations)
+            text = f"request {message.request_id[:128]!r} is not among the last {kept} picks of this router"
+            await abort(
+                context, Refused(grpc.StatusCode.NOT_FOUND, "RequestNotFound", f"{text}; ask another, or sooner")
             )
-            await abort(context, Refused(grpc.StatusCode.NOT_FOUND, "RequestNotFound", text))
-        return explained
+        return explanation_message(known, self._clock())
 
     async def Watch(  # noqa: N802
         self, message: router_pb2.WatchRequest, context: grpc.aio.ServicerContext
@@ -149,8 +157,10 @@ class RouterService(router_pb2_grpc.RouterServicer):
         if self.draining:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "Draining", "this router is about to end; ask another one", 0.0)
         now = self._clock()
-        request = read_request(message, f"{self._id_prefix}-{next(self._seeds):x}", _deadline(message, remaining, now))
-        model = self._served(request.model)
+        check_request(message)
+        model = self._served(message.model)
+        made_id = f"{self._id_prefix}-{next(self._seeds):x}"
+        request = read_request(message, model, made_id, _deadline(message, remaining, now))
         ttl = self._ttl(message)
         if len(self.leases) >= self._limits.leases:
             text = f"this router holds {len(self.leases)} leases, as many as it may; release some, or try again"
@@ -161,7 +171,8 @@ class RouterService(router_pb2_grpc.RouterServicer):
         if isinstance(granted, Rejection):
             raise self._refuse(request, Refused.of(granted))
         self._counters.picks[(granted.pick.policy, granted.pick.reason)] += 1
-        self.history.remember(granted.pick, request, message.tenant, round(self._unix_clock() * 1000))
+        self._explanations.remember(request, granted.pick, 1, now)
+        log.debug("picked", extra={"request": request.id, "lease": lease_id, "tenant": message.tenant})
         return granted, pick_message(granted, ttl, self._fleet)
 
     def _ttl(self, message: router_pb2.PickRequest) -> float:
