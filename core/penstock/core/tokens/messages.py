@@ -120,6 +120,8 @@ def _arguments(arguments: Any) -> Any:
             return json.loads(arguments)
         except ValueError:
             return {}
+        except RecursionError as problem:
+            raise PromptError("the arguments of an earlier call are nested too deeply") from problem
     return arguments if isinstance(arguments, dict | list) else {}
 
 

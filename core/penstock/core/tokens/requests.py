@@ -9,6 +9,8 @@ from penstock.core.tokens.errors import PromptError, TokensUnknown
 
 MAX_PROMPTS = 1024
 """Prompts one completion may batch."""
+MAX_SALT = 1024
+"""Characters of a cache salt, as in vLLM."""
 MAX_TOKEN_ID = (1 << 32) - 1
 
 TextOrIds = str | list[int]
@@ -87,7 +89,7 @@ def read_request(body: bytes | bytearray | memoryview, *, chat: bool) -> PromptR
     """
     try:
         return _chat(_chats.decode(body)) if chat else _completion(_completions.decode(body))
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, RecursionError) as problem:
         raise PromptError(f"the request's body cannot be read: {problem}") from problem
 
 
@@ -128,6 +130,8 @@ def _arguments(body: _Chat) -> dict[str, Any]:
 def _salt(body: _Body) -> str | None:
     if body.cache_salt == "":
         raise PromptError("cache_salt must not be empty; leave it out to share the cache")
+    if body.cache_salt is not None and len(body.cache_salt) > MAX_SALT:
+        raise PromptError(f"cache_salt has {len(body.cache_salt)} characters; send at most {MAX_SALT}")
     return body.cache_salt
 
 

@@ -69,7 +69,13 @@ class ModelTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str, *, special: bool, limit: int | None = None, side: str = "left") -> list[int]:
-        """Ids of a text, equal to the engine's."""
+        """Ids of a text, equal to the engine's. Raises `PromptError` for half a surrogate pair."""
+        try:
+            return self._encode(text, special, limit, side)
+        except TypeError as problem:  # what the library makes of text that has no UTF-8
+            raise PromptError("the prompt holds half a surrogate pair, which is no character") from problem
+
+    def _encode(self, text: str, special: bool, limit: int | None, side: str) -> list[int]:
         if limit is None and self._segments is not None and not (special and self._added_by_special):
             return self._segments.encode(text)
         # A batch of one: unlike the library's single call it lets other threads run meanwhile.
