@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from penstock.cli import box as box_verbs
 from penstock.cli.replay import replay
+from penstock.cli.simulate import simulate_command
 
 app = typer.Typer(
     name="penstock",
@@ -21,6 +22,7 @@ app.command()(box_verbs.logs)
 app.command()(box_verbs.kubeconfig)
 app.command()(box_verbs.binaries)
 app.command()(replay)
+app.command("simulate")(simulate_command)
 
 
 def main() -> None:

@@ -71,9 +71,9 @@ class ProgressView:
         return f"{self._progress.in_flight} in flight{bad}"
 
 
-def print_report(console: Console, report: Report) -> None:
+def print_report(console: Console, report: Report, title: str = "replay") -> None:
     """The summary table, and a sentence for everything that makes the figures mean less."""
-    table = Table(title="replay", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("", "mean", "p50", "p90", "p99"):
         table.add_column(column, justify="left" if not column else "right")
     for name, summary in (("TTFT", report.ttft_seconds), ("TPOT", report.tpot_seconds), ("E2E", report.e2e_seconds)):

@@ -1,7 +1,7 @@
 """When requests come: steady processes of any burstiness, and rates that change with the hour or jump.
 
 A rate that changes is made from a steady process of rate 1 by stretching its time: an arrival at u of the steady
-process comes when the expected number of arrivals reaches u. This keeps the process's burstiness, and works for any rate.
+process comes when the expected number of arrivals reaches u. This keeps the burstiness, and works for any rate.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _SALT = 0x6C656E  # Lengths and arrivals of one seed must not be drawn from one 
 
 
 def like(trace: Trace, times: npt.NDArray[np.float64], seed: int = 0) -> Trace:
-    """One request at each of `times` (seconds, sorted), with lengths drawn from `trace`. ValueError when it is empty."""
+    """One request at each of `times` (seconds, sorted), lengths drawn from `trace`. ValueError for an empty one."""
     if not trace.requests:
         raise ValueError("an empty trace has no lengths to draw from")
     drawn = np.random.default_rng((seed, _SALT)).integers(0, len(trace.requests), len(times))
