@@ -74,6 +74,11 @@ class HitLedger:
         self._totals = [0, 0, 0, 0, 0]
         self._alarm = False
 
+    @property
+    def alarm(self) -> bool:
+        """Whether prediction and measurement are too far apart."""
+        return self._alarm
+
     def record(self, prompt_tokens: int, predicted: int, measured: int | None) -> None:
         """One finished request: tokens of its prompt, cached ones predicted at the pick, and found by the engine.
 
