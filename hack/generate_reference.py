@@ -69,6 +69,8 @@ def section(kind: type[ApiObject]) -> Iterator[str]:
     yield from (f"Short name `{kind.CRD.short_names[0]}`; {scope}.", "")
     yield from ("| field | type | default | meaning |", "|---|---|---|---|")
     for part in ("spec", "status"):
+        if part not in schema["properties"]:
+            continue
         yield from rows(schema["properties"][part], part)
     said = dict.fromkeys(sentences(schema))
     if said:

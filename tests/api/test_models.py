@@ -145,7 +145,7 @@ def test_every_field_of_every_kind_is_described() -> None:
 
     described_by_kubernetes = {"ObjectMeta", "OwnerReference"}
     for kind in KINDS:
-        for part in ("spec", "status"):
+        for part in {"spec", "status"} & kind.model_fields.keys():
             model = kind.model_fields[part].annotation
             assert isinstance(model, type)
             assert issubclass(model, ApiModel)

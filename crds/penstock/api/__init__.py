@@ -7,7 +7,6 @@ status. What may not: decisions, defaults that depend on the cluster, or any imp
 from penstock.api.acceleratorclass import (
     AcceleratorClass,
     AcceleratorClassSpec,
-    AcceleratorClassStatus,
     Capacity,
     Flops,
     Link,
@@ -42,7 +41,6 @@ from penstock.api.engineclass import (
     Adapter,
     EngineClass,
     EngineClassSpec,
-    EngineClassStatus,
     EngineVariant,
     Simulation,
 )
@@ -112,7 +110,6 @@ __all__ = [
     "VERSION",
     "AcceleratorClass",
     "AcceleratorClassSpec",
-    "AcceleratorClassStatus",
     "Adapter",
     "ApiModel",
     "ApiObject",
@@ -126,7 +123,6 @@ __all__ = [
     "Disaggregation",
     "EngineClass",
     "EngineClassSpec",
-    "EngineClassStatus",
     "EngineSpec",
     "EngineVariant",
     "EnvVar",

@@ -7,14 +7,12 @@ from penstock.api.base import (
     ApiModel,
     ApiObject,
     Column,
-    Condition,
     Duration,
     KindInfo,
     Labels,
     PositiveDecimal,
     Quantity,
     Rule,
-    map_list,
     rules,
     short_name_rule,
 )
@@ -155,17 +153,6 @@ class AcceleratorClassSpec(ApiModel):
         return 0.0 if self.capacity.provision_time is None else parse_duration(self.capacity.provision_time)
 
 
-class AcceleratorClassStatus(ApiModel):
-    """What was found about the class."""
-
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """`metadata.generation` that this status was computed from."""
-    conditions: Annotated[list[Condition], Field(json_schema_extra=map_list("type", max_items=16))] = Field(
-        default_factory=list
-    )
-    """Aspects of the class."""
-
-
 class AcceleratorClass(ApiObject):
     """One kind of accelerator: how to find it, what it can do, what it costs and where more comes from."""
 
@@ -189,5 +176,3 @@ class AcceleratorClass(ApiObject):
     kind: Literal["AcceleratorClass"] = "AcceleratorClass"
     spec: AcceleratorClassSpec
     """How to find it and what it can do."""
-    status: AcceleratorClassStatus = Field(default_factory=AcceleratorClassStatus)
-    """What was found about the class."""

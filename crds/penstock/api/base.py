@@ -85,6 +85,12 @@ def _text(pattern: str, max_length: int, example_rule: Rule) -> dict[str, Any]:
     return {"type": "string", "pattern": pattern, "maxLength": max_length, **rules(example_rule)}
 
 
+def once_durations(*fields: str, rule: str) -> str:
+    """A CEL rule over durations that keeps quiet where one of `fields` is none: the field's own rule says so, once."""
+    matches = " && ".join(f"self.{field}.matches({cel_string(DURATION_PATTERN)})" for field in fields)
+    return f"!({matches}) || {rule}"
+
+
 # The API server checks a pattern and a rule both: the pattern is for tools, the rule's sentence is for people.
 Duration = Annotated[
     str,

@@ -66,7 +66,7 @@ def custom_resource_definition(kind: type[ApiObject]) -> dict[str, Any]:
                     "storage": True,
                     "additionalPrinterColumns": [_column(column) for column in info.columns],
                     "schema": {"openAPIV3Schema": _object_schema(kind)},
-                    "subresources": _subresources(info),
+                    "subresources": _subresources(kind, info),
                 }
             ],
         },
@@ -93,8 +93,13 @@ def _column(column: Column) -> dict[str, Any]:
     return out
 
 
-def _subresources(info: KindInfo) -> dict[str, Any]:
-    out: dict[str, Any] = {"status": {}}
+def has_status(kind: type[ApiObject]) -> bool:
+    """Whether anybody tells what was seen of such an object; classes only say what they are."""
+    return "status" in kind.model_fields
+
+
+def _subresources(kind: type[ApiObject], info: KindInfo) -> dict[str, Any]:
+    out: dict[str, Any] = {"status": {}} if has_status(kind) else {}
     if info.scale is not None:
         out["scale"] = {
             "specReplicasPath": info.scale.spec_replicas,
@@ -106,7 +111,6 @@ def _subresources(info: KindInfo) -> dict[str, Any]:
 
 def _object_schema(kind: type[ApiObject]) -> Schema:
     """The root: the API server owns metadata, so only spec and status come from the model."""
-    spec, status = (_model_of(kind, name) for name in ("spec", "status"))
     schema: Schema = {
         "description": _one_line(kind.__doc__ or ""),
         "type": "object",
@@ -115,10 +119,11 @@ def _object_schema(kind: type[ApiObject]) -> Schema:
             "apiVersion": {"type": "string", "description": "Version of this schema: penstock.dev/v1alpha1."},
             "kind": {"type": "string", "description": f"Always {kind.__name__}."},
             "metadata": {"type": "object"},
-            "spec": structural(spec),
-            "status": structural(status, defaults=False),
+            "spec": structural(_model_of(kind, "spec")),
         },
     }
+    if has_status(kind):
+        schema["properties"]["status"] = structural(_model_of(kind, "status"), defaults=False)
     if kind.CRD.name_rules:
         schema[_RULES] = [rule.as_schema() for rule in kind.CRD.name_rules]
     return schema

@@ -7,7 +7,6 @@ from penstock.api.base import (
     ApiModel,
     ApiObject,
     Column,
-    Condition,
     Duration,
     KindInfo,
     Name,
@@ -15,6 +14,7 @@ from penstock.api.base import (
     Rule,
     atomic_list,
     map_list,
+    once_durations,
     rules,
     set_list,
     short_name_rule,
@@ -84,7 +84,11 @@ class EngineClassSpec(ApiModel):
                 "simulation goes with adapter Simulated only; remove simulation or set adapter: Simulated",
             ),
             Rule(
-                "duration(self.terminationGracePeriod) > duration(self.shutdownTimeout) + duration('5s')",
+                once_durations(
+                    "terminationGracePeriod",
+                    "shutdownTimeout",
+                    rule="duration(self.terminationGracePeriod) > duration(self.shutdownTimeout) + duration('5s')",
+                ),
                 "terminationGracePeriod must exceed shutdownTimeout by more than 5s, or a worker has no time to drain;"
                 " raise terminationGracePeriod or lower shutdownTimeout",
             ),
@@ -156,17 +160,6 @@ class EngineClassSpec(ApiModel):
         return next((v for v in self.variants if accelerator_class in v.accelerator_classes), None)
 
 
-class EngineClassStatus(ApiModel):
-    """What was found about the class."""
-
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """`metadata.generation` that this status was computed from."""
-    conditions: Annotated[list[Condition], Field(json_schema_extra=map_list("type", max_items=16))] = Field(
-        default_factory=list
-    )
-    """Aspects of the class."""
-
-
 class EngineClass(ApiObject):
     """How an engine is run: image, arguments, time-outs and pod template, with variants per accelerator class."""
 
@@ -187,5 +180,3 @@ class EngineClass(ApiObject):
     kind: Literal["EngineClass"] = "EngineClass"
     spec: EngineClassSpec
     """Image, arguments, probes and pod template of an engine."""
-    status: EngineClassStatus = Field(default_factory=EngineClassStatus)
-    """What was found about the class."""

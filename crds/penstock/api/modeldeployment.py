@@ -18,6 +18,7 @@ from penstock.api.base import (
     PositiveDecimal,
     Rule,
     map_list,
+    once_durations,
     rules,
     short_name_rule,
 )
@@ -127,13 +128,16 @@ class Objectives(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
-                "duration(self.ttft) >= duration(self.tpot)",
+                once_durations("ttft", "tpot", rule="duration(self.ttft) >= duration(self.tpot)"),
                 "objectives.ttft must be at least objectives.tpot: the first token takes at least one step of the"
                 " engine; raise ttft or lower tpot",
             ),
             Rule(
-                "!has(self.window) || (duration(self.window) >= duration('10s')"
-                " && duration(self.window) <= duration('24h'))",
+                "!has(self.window) || "
+                + once_durations(
+                    "window",
+                    rule="duration(self.window) >= duration('10s') && duration(self.window) <= duration('24h')",
+                ),
                 "objectives.window must lie in 10s..24h; a shorter window judges too few requests, a longer one reacts"
                 " to nothing",
             ),
@@ -212,7 +216,8 @@ class AutoscalingSpec(ApiModel):
                 "autoscaling.scaleToZeroAfter needs autoscaling.mode Auto; set the mode or remove scaleToZeroAfter",
             ),
             Rule(
-                "!has(self.scaleToZeroAfter) || duration(self.scaleToZeroAfter) >= duration('1m')",
+                "!has(self.scaleToZeroAfter) || "
+                + once_durations("scaleToZeroAfter", rule="duration(self.scaleToZeroAfter) >= duration('1m')"),
                 "autoscaling.scaleToZeroAfter must be at least 1m: a cold start costs more than a minute of idling",
             ),
         )
