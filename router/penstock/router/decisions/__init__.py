@@ -23,7 +23,14 @@ from penstock.router.decisions.life import (
     Transfer,
     live,
 )
-from penstock.router.decisions.policies import DEFAULT_POLICY, POLICIES, Policy, UnknownPolicy, find_policy
+from penstock.router.decisions.policies import (
+    DEFAULT_POLICY,
+    POLICIES,
+    Policy,
+    UnknownPolicy,
+    find_policy,
+    reads_prompts,
+)
 from penstock.router.decisions.retries import RetryLimits
 
 __all__ = [
@@ -51,4 +58,5 @@ __all__ = [
     "UnknownPolicy",
     "find_policy",
     "live",
+    "reads_prompts",
 ]

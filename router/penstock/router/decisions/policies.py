@@ -8,7 +8,7 @@ from penstock.router.decisions.policies_common import Policy
 from penstock.router.decisions.policies_plain import LeastLoaded, PowerOfTwo, Random, RoundRobin
 from penstock.router.decisions.prefix_affinity import PrefixAffinity
 
-__all__ = ["DEFAULT_POLICY", "POLICIES", "Policy", "UnknownPolicy", "find_policy"]
+__all__ = ["DEFAULT_POLICY", "POLICIES", "Policy", "UnknownPolicy", "find_policy", "reads_prompts"]
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {p.name: p for p in (RoundRobin(), LeastLoaded(), PowerOfTwo(), Random(), PrefixAffinity(), KVAware())}
@@ -16,6 +16,13 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 """Every policy by its name."""
 
 DEFAULT_POLICY = LeastLoaded.name
+
+_READERS = frozenset({PrefixAffinity.name, KVAware.name})
+
+
+def reads_prompts(policy: Policy) -> bool:
+    """Whether a policy looks at a prompt's blocks: then it is worth making them."""
+    return policy.name in _READERS
 
 
 class UnknownPolicy(ValueError):

@@ -14,6 +14,7 @@ from penstock.router.shell.discovery.static import install, parse_workers
 from penstock.router.shell.gateway import Gateway, unix_now
 from penstock.router.shell.metrics import Collector
 from penstock.router.shell.models import ModelTable
+from penstock.router.shell.prompts import Prompts
 from penstock.router.shell.scrape import LoadScraper
 from penstock.router.shell.settings import Settings
 
@@ -37,6 +38,7 @@ class Router:
         self._scraping: asyncio.Task[None] | None = None
         self._discovery: ClusterDiscovery | None = None
         self._rpc: RpcServer | None = None
+        self._prompts: Prompts | None = None
         collector = Collector(self.gateway.counters, self.fleet, self._gauges)
         self._admin = AdminServers(settings.host, self.why_not_ready, collector, self.gateway.explanations)
 
@@ -51,10 +53,13 @@ class Router:
         try:
             if not await _unless(stop, self._discover()):
                 return
+            self.gateway.prompts = self._prompts = Prompts(settings, self.fleet, self.gateway.loop.time)
             port = await self.gateway.start()
             await self._listen_for_rpc()
             if settings.scrape_interval:
-                scraper = LoadScraper(self.fleet, settings.scrape_interval, self.gateway.loop.time)
+                scraper = LoadScraper(
+                    self.fleet, settings.scrape_interval, self.gateway.loop.time, self._prompts.learned_block_size
+                )
                 self._scraping = asyncio.create_task(scraper.run())
             _calm_the_collector()
             self._not_ready = ""
@@ -67,6 +72,8 @@ class Router:
             if self._rpc is not None:
                 await self._rpc.stop()
             await self.gateway.close()
+            if self._prompts is not None:
+                await self._prompts.close()
             if self._discovery is not None:
                 await self._discovery.stop()
             await self._admin.stop()

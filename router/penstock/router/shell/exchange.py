@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from penstock.router.shell.client import ClientConnection
     from penstock.router.shell.gateway import Gateway
     from penstock.router.shell.inbound import Inbound
+    from penstock.router.shell.prompts import Prompts
 
 _STATUS = {
     RejectReason.NO_WORKERS: 503,
@@ -71,6 +72,7 @@ class Exchange:
         "_life",
         "_model",
         "_paused",
+        "_preparing",
         "_request",
         "_saw_body",
         "_split",
@@ -106,6 +108,7 @@ class Exchange:
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._paused = False
         self._chunked = False
         self._event_stream = False
@@ -126,6 +129,18 @@ class Exchange:
             self._request, gateway.fleet, self._model.policy, gateway.retry_limits, self._started, seed, self._split
         )
         self._do(next(self._life))
+
+    def start_described(self, prompts: "Prompts", *, chat: bool, seed: int) -> None:
+        """Begin once the prompt is known as well as it can be."""
+        self._preparing = self._gateway.loop.create_task(self._describe(prompts, chat, seed))
+
+    async def _describe(self, prompts: "Prompts", chat: bool, seed: int) -> None:
+        try:
+            self._request = await prompts.describe(self._request, self._body, chat=chat)
+        except Exception:
+            self._gateway.log.exception("a prompt could not be described", extra={"request": self._request.id})
+        self._preparing = None
+        self.start(seed)
 
     def _tell(self, event: Event) -> None:
         """Report what happened and do what is asked next."""
@@ -164,6 +179,8 @@ class Exchange:
         if not attempt.fresh:
             now = self._gateway.loop.time()
             self._gateway.explanations.remember(self._request, attempt.pick, attempt.number, now)
+            if self._gateway.prompts is not None:
+                self._gateway.prompts.picked(self._request, attempt.pick)
         if attempt.split is not None:
             counters.splits[(self._model.name, attempt.split)] += 1
         self._reach(attempt.worker, attempt.fresh)
@@ -373,7 +390,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client left: stop the worker's work for it and give everything back."""
-        if self._life is None:
+        if self._life is None and self._preparing is None:
             return
         self._gateway.counters.client_gone[self._model.name] += 1
         self._end_life()
@@ -405,6 +422,9 @@ class Exchange:
 
     def _end_life(self) -> None:
         """Close the life (giving its reservation back) and everything that could still tell it something."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            self._preparing = None
         if self._life is not None:
             life, self._life = self._life, None
             life.close()

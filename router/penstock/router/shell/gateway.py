@@ -13,7 +13,7 @@ import secrets
 import time
 
 from penstock.core.fleet import Fleet, Request, Role, Worker
-from penstock.router.decisions import RetryLimits, SplitLimits
+from penstock.router.decisions import RetryLimits, SplitLimits, reads_prompts
 from penstock.router.decisions.explain import ExplainLog
 from penstock.router.decisions.leg_forms import can_split
 from penstock.router.shell.client import ClientConnection
@@ -23,6 +23,7 @@ from penstock.router.shell.inbound import Inbound
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
 from penstock.router.shell.pool import Pool
+from penstock.router.shell.prompts import Prompts
 from penstock.router.shell.settings import Settings
 from penstock.router.shell.upstream import UpstreamConnection
 
@@ -30,7 +31,8 @@ SWEEP_SECONDS = 0.5
 _BACKLOG = 2048
 _MAX_REQUEST_ID = 128
 
-_GENERATE = frozenset({b"/v1/completions", b"/v1/chat/completions"})
+_CHAT = b"/v1/chat/completions"
+_GENERATE = frozenset({b"/v1/completions", _CHAT})
 _MODELS = b"/v1/models"
 _MODEL = b"/v1/models/"
 _HEALTH = b"/health"
@@ -48,6 +50,8 @@ class Gateway:
         self.models = models
         self.counters = Counters()
         self.explanations = ExplainLog(fleet, settings.explain_picks)
+        self.prompts: Prompts | None = None
+        """Where policies learn of prompts; `None`: they go by load."""
         self.log = logging.getLogger("penstock.router.gateway")
         self.loop = asyncio.get_running_loop()
         self.retry_limits = RetryLimits(attempts=settings.attempts)
@@ -228,7 +232,11 @@ class Gateway:
         exchange = Exchange(self, client, inbound, body, request, model, now, split)
         self.exchanges.add(exchange)
         client.begin_exchange(exchange)
-        exchange.start(seed=next(self._ids))
+        seed = next(self._ids)
+        if self.prompts is not None and reads_prompts(model.policy):
+            exchange.start_described(self.prompts, chat=inbound.path == _CHAT, seed=seed)
+        else:
+            exchange.start(seed)
 
     def _fault(self, client: ClientConnection, inbound: Inbound, fault: Fault) -> None:
         client.respond(fault, inbound)

@@ -23,8 +23,15 @@ _AT_ONCE = 16
 class LoadScraper:
     """Samples every ready worker once per interval, spread over it."""
 
-    def __init__(self, fleet: Fleet, interval: float, clock: Callable[[], float]) -> None:
-        """`interval` in seconds; `clock` is the one picks are made by."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        interval: float,
+        clock: Callable[[], float],
+        block_size: Callable[[str, int], None] = lambda model, tokens: None,
+    ) -> None:
+        """`interval` in seconds; `clock` makes the times of picks; `block_size` is told models' block sizes."""
+        self._block_size = block_size
         self._fleet = fleet
         self._interval = interval
         self._clock = clock
@@ -58,6 +65,8 @@ class LoadScraper:
         except (httpx.HTTPError, WireError) as problem:
             log.debug("no sample", extra={"worker": worker.name, "problem": repr(problem)})
             return
+        if sample.block_size is not None:
+            self._block_size(worker.model, sample.block_size)
         if self._fleet.slot_of(worker.name) != slot or sample.running is None or sample.waiting is None:
             return
         usage = float("nan") if sample.kv_usage is None else sample.kv_usage

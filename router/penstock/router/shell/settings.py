@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from penstock.core.wire.block_hash import DEFAULT_SEED
 from penstock.router.decisions import DEFAULT_POLICY, find_policy
 
 MIB = 1024 * 1024
+_LEAST_INDEX = 4 * MIB
 _AT_LEAST_ONE = (
     "max_body_bytes",
     "max_buffered_bytes",
@@ -69,6 +71,12 @@ class Settings:
     split_tokens: int = _flag(256, "uncached prompt tokens from which prefill and decode run on two workers")
     kv_lease: float = _flag(30.0, "how long a prefill worker holds blocks for its peer; the engines' kv_lease_duration")
 
+    model_folders: str = _flag("", "comma-separated folders with models' tokenizer files, or hub caches")
+    kv_index_bytes: int = _flag(256 * MIB, "most bytes of one model's KV index; a quarter more for our own picks")
+    kv_hash_seed: str = _flag(
+        DEFAULT_SEED, "the engines' PYTHONHASHSEED where they have one: block hashes start from it"
+    )
+
     grpc_port: int = _flag(0, "port of gRPC (penstock.router.v1.Router); 0 turns it off")
     grpc_tls_cert: str = _flag("", "PEM file of the gRPC port's certificate chain; empty: no TLS")
     grpc_tls_key: str = _flag("", "PEM file of its private key")
@@ -99,6 +107,8 @@ class Settings:
             raise ValueError("--grpc-tls-cert and --grpc-tls-key go together: give both or none")
         if self.grpc_client_ca and not self.grpc_tls_cert:
             raise ValueError("--grpc-client-ca needs --grpc-tls-cert and --grpc-tls-key: without TLS nobody shows one")
+        if self.kv_index_bytes < _LEAST_INDEX:
+            raise ValueError(f"--kv-index-bytes must be at least {_LEAST_INDEX}, got {self.kv_index_bytes}")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"--log-level must be debug, info, warning or error, got {self.log_level!r}")
 

@@ -1,0 +1,158 @@
+"""What a pick needs to know of a prompt: its tokens, its block hashes, and who has them cached.
+
+Only policies that read prompts ask for it (`reads_prompts`). Whatever goes wrong (no tokenizer, a prompt engines
+would refuse, no time) costs the hashes and never the request: it is picked for by load.
+
+Who has what cached is the longer of two answers: the engines' own KV events, and what our recent picks will have left
+there. The second holds for seconds where events will confirm it, for minutes where none ever come.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from penstock.core.fleet import Fleet, Pick, PrefixIndex, Request, Worker
+from penstock.core.tokens.errors import PromptError, TokensUnknown
+from penstock.core.tokens.prompts import BlockNaming
+from penstock.core.tokens.requests import read_request
+from penstock.router.decisions.kv_index import RecentPicks
+from penstock.router.shell.settings import Settings
+from penstock.router.shell.tokens import Ask, EngineTokenizer, TokenService
+
+log = logging.getLogger("penstock.router.prompts")
+
+DEFAULT_BLOCK_TOKENS = 16
+"""Tokens of a block until an engine's metrics page says otherwise: vLLM's own default."""
+CONFIRMED_TTL, UNCONFIRMED_TTL = 5.0, 120.0
+"""Seconds a pick is remembered: where events confirm it, and where they never will."""
+_ENGINES_ASKED = 2
+_ENGINE_TIMEOUT = 1.0
+
+
+class Events(Protocol):
+    """The engines' own events, indexed."""
+
+    def sync(self) -> None:
+        """Follow the fleet."""
+        ...
+
+    def index(self, model: str) -> PrefixIndex:
+        """What a model's workers said they hold."""
+        ...
+
+    def tells(self, worker: Worker) -> bool:
+        """Whether this worker sends events."""
+        ...
+
+
+class _Known:
+    """Both answers for one model as one index."""
+
+    def __init__(self, model: str, events: Events | None, recent: RecentPicks) -> None:
+        self._model, self._events, self._recent = model, events, recent
+
+    def longest_prefix(self, hashes: Sequence[bytes], slots: int) -> NDArray[np.int64]:
+        """Blocks of this prompt each worker holds or will hold shortly, shape (slots,)."""
+        guessed = self._recent.longest_prefix(hashes, slots)
+        if self._events is None:
+            return guessed
+        return np.maximum(guessed, self._events.index(self._model).longest_prefix(hashes, slots))
+
+
+class Prompts:
+    """Describes requests to the policies that read prompts. One per process, on the loop that picks."""
+
+    def __init__(
+        self, settings: Settings, fleet: Fleet, clock: Callable[[], float], events: Events | None = None
+    ) -> None:
+        """`clock` is the one picks are made by; without `events` only our own picks are known."""
+        self._settings = settings
+        self._fleet = fleet
+        self._clock = clock
+        self._events = events
+        self._recent: dict[str, RecentPicks] = {}
+        self._block_tokens: dict[str, int] = {}
+        self._generations: dict[int, int] = {}
+        self._epoch = -1
+        limits = httpx.Limits(max_connections=16, max_keepalive_connections=4)
+        self._http = httpx.AsyncClient(timeout=_ENGINE_TIMEOUT, limits=limits, trust_env=False)
+        roots = [Path(root.strip()) for root in settings.model_folders.split(",") if root.strip()]
+        self.tokens = TokenService(roots, EngineTokenizer(self._http, _ENGINE_TIMEOUT), clock)
+
+    async def close(self) -> None:
+        """End what runs beside the requests."""
+        await self.tokens.close()
+        await self._http.aclose()
+
+    async def describe(self, request: Request, body: bytes, *, chat: bool) -> Request:
+        """The request with its prompt's exact tokens and block hashes; as it was where they cannot be told."""
+        self.sync()
+        self._register(request.model)
+        naming = BlockNaming(self._block_tokens[request.model], self._settings.kv_hash_seed)
+        ask = Ask(request.model, naming, self._engines(request.model))
+        try:
+            done = await self.tokens.tokenize(read_request(body, chat=chat), ask)
+        except (PromptError, TokensUnknown) as problem:
+            log.debug("no tokens", extra={"request": request.id, "model": request.model, "problem": str(problem)})
+            return request
+        prompts = done.prompts
+        # A batch of prompts has no one prefix; its size is known all the same.
+        hashes = prompts[0].block_hashes if len(prompts) == 1 else ()
+        total = sum(prompt.tokens for prompt in prompts)
+        return replace(request, prompt_tokens=total, exact_tokens=True, block_hashes=hashes)
+
+    def picked(self, request: Request, pick: Pick) -> None:
+        """Remember that this prompt's blocks will be where the pick sends it; a pair leaves them at both ends."""
+        recent = self._recent.get(request.model)
+        if recent is None or not request.block_hashes:
+            return
+        now = self._clock()
+        for slot in {pick.decode, pick.decode if pick.prefill is None else pick.prefill}:
+            told = self._events is not None and self._events.tells(self._fleet.worker(slot))
+            recent.remember(slot, request.block_hashes, now, CONFIRMED_TTL if told else UNCONFIRMED_TTL)
+
+    def recent(self, model: str) -> RecentPicks | None:
+        """What is remembered of our own picks for a model; `None` before its first request."""
+        return self._recent.get(model)
+
+    def learned_block_size(self, model: str, tokens: int) -> None:
+        """An engine of this model says how many tokens its blocks have."""
+        if tokens >= 1 and self._block_tokens.get(model) != tokens:
+            self._block_tokens[model] = tokens
+            self._recent.pop(model, None)
+
+    def sync(self) -> None:
+        """Follow the fleet: forget what was remembered of workers that are gone. Cheap when nothing moved."""
+        now = self._clock()
+        for recent in self._recent.values():
+            recent.expire(now)
+        if self._events is not None:
+            self._events.sync()
+        fleet = self._fleet
+        if self._epoch == fleet.epoch:
+            return
+        self._epoch = fleet.epoch
+        here = {slot: int(fleet.generation[slot]) for slot in fleet.workers().values()}
+        for slot, generation in self._generations.items():
+            if here.get(slot) != generation:
+                for recent in self._recent.values():
+                    recent.forget_worker(slot)
+        self._generations = here
+
+    def _register(self, model: str) -> None:
+        """Make sure picks for this model find its index."""
+        if model in self._recent:
+            return
+        size = self._block_tokens.setdefault(model, DEFAULT_BLOCK_TOKENS)
+        recent = self._recent[model] = RecentPicks(self._settings.kv_index_bytes // 4)
+        self._fleet.index_by(model, _Known(model, self._events, recent), size)
+
+    def _engines(self, model: str) -> list[str]:
+        ready = self._fleet.view().ready(model)[:_ENGINES_ASKED]
+        workers = [self._fleet.worker(int(slot)) for slot in ready]
+        return [f"http://{w.host}:{w.port}" for w in workers]
