@@ -385,25 +385,27 @@ def halve(masks: Mapping[int, int], keys: Sequence[int], first: int) -> Iterator
 
     Masks must shrink along the keys. An interval whose two ends have the same lanes is not looked into.
     """
-    get = masks.get
-    last = len(keys) - 1
     if not first:
         return
-    rest = get(keys[last], 0) & first
-    intervals = [(0, first, last, rest)]
-    while intervals:
-        low, at_low, high, at_high = intervals.pop()
-        if at_low == at_high:
-            continue
-        if high - low == 1:
-            yield at_low & ~at_high, high
-            continue
-        middle = (low + high) >> 1
-        at_middle = get(keys[middle], 0) & at_low
-        intervals.append((middle, at_middle, high, at_high))
-        intervals.append((low, at_low, middle, at_middle))
+    get = masks.get
+    low, at_low, high = 0, first, len(keys) - 1
+    rest = at_high = get(keys[high], 0) & first
+    later: list[tuple[int, int, int, int]] = []  # Intervals right of this one, the nearest last.
+    while True:
+        while at_low != at_high:
+            if high - low == 1:
+                yield at_low & ~at_high, high
+                break
+            middle = (low + high) >> 1
+            at_middle = get(keys[middle], 0) & at_low
+            if at_middle != at_high:
+                later.append((middle, at_middle, high, at_high))
+            high, at_high = middle, at_middle
+        if not later:
+            break
+        low, at_low, high, at_high = later.pop()
     if rest:
-        yield rest, last + 1
+        yield rest, len(keys)
 
 
 def walk(masks: Mapping[int, int], keys: Sequence[int], lanes: int) -> list[tuple[int, int]]:
