@@ -121,6 +121,7 @@ def test_pods_keep_the_restricted_standard(helm: Path, role: str) -> None:
     pod = of_kind(rendered(helm), kind)[f"penstock-{role}"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["enableServiceLinks"] is False, "a Service's name must not set one of our variables"
     for each in pod["containers"]:
         assert each["securityContext"] == {
             "allowPrivilegeEscalation": False,

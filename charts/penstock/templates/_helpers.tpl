@@ -85,6 +85,8 @@ spec:
       {{- end }}
     spec:
       serviceAccountName: {{ include "penstock.name" . }}
+      # A Service called "penstock" would set PENSTOCK_PORT, which is one of our own flags.
+      enableServiceLinks: false
       {{- with .root.Values.image.pullSecrets }}
       imagePullSecrets: {{- toYaml . | nindent 8 }}
       {{- end }}
