@@ -178,6 +178,18 @@ def test_no_bytes_make_it_fall_over(body: bytes, chat: bool) -> None:
         read_request(b"\x00" + body, chat=chat)
 
 
+def test_how_much_text_there_is_counts_all_that_is_rendered() -> None:
+    def characters(chat: bool, **body: Any) -> int:
+        return read_request(json.dumps(body).encode(), chat=chat).characters
+
+    assert characters(False, prompt="x" * 50) == 50
+    assert characters(False, prompt=["x" * 50, [1, 2]]) == 52
+    messages = [{"role": "user", "content": "x" * 50}, {"role": "assistant", "content": None}]
+    assert characters(True, messages=messages) == 50
+    assert characters(True, messages=messages, tools=[{"d": "y" * 900}]) > 950
+    assert characters(True, messages=messages, documents=[{"text": "y" * 900}]) > 950
+
+
 def test_a_block_holds_at_least_one_token() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         BlockNaming(0)

@@ -49,7 +49,9 @@ class PromptRequest:
     def characters(self) -> int:
         """How much text there is to work on: what decides whether it is worth a thread."""
         if isinstance(self.prompt, ChatPrompt):
-            return sum(len(str(message.get("content") or "")) for message in self.prompt.messages)
+            chat = self.prompt
+            shown = [message.get("content") or "" for message in chat.messages]
+            return sum(len(str(value)) for value in (*shown, *(chat.tools or ()), *(chat.documents or ())))
         return sum(len(prompt) for prompt in self.prompt)
 
 
