@@ -196,6 +196,7 @@ async def test_an_engine_without_events_is_silent_not_empty(events: KvEvents, tm
         await asyncio.sleep(0.3)
         assert [w.name for w in events.silent()] == ["chat/w"]
         assert events.knowledge(events._fleet.worker(slot)) is Knowledge.UNKNOWN
+        assert not events.tells(events._fleet.worker(slot))
     finally:
         await engine.close()
 
@@ -307,6 +308,7 @@ async def test_rubbish_on_the_wire_clears_and_the_stream_goes_on(events: KvEvent
     scripted.publish(stored(*KEYS))
     await until(lambda: depth(events, slot) == 4)
     (stats,) = events.stats()
+    assert events.tells(events._fleet.worker(slot))
     assert (stats.unreadable, stats.resyncs, stats.knowledge) == (2, 1, Knowledge.PARTIAL)
 
 

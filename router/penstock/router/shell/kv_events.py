@@ -49,6 +49,7 @@ _HIGH_WATER_MARK = 4096
 _MAX_MESSAGE_BYTES = 16 << 20
 _MAX_ANSWER_BYTES = 64 << 10
 _MAX_RANKS = 64
+_ORDER = (Knowledge.UNKNOWN, Knowledge.PARTIAL, Knowledge.COMPLETE)
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -314,6 +315,7 @@ class KvEvents:
         self._budget = budget
         self._indexes: dict[str, KVIndex] = {}
         self._feeds: dict[tuple[str, int, int], _Feed] = {}  # By worker's name, slot and the slot's generation.
+        self._by_name: dict[str, _Feed] = {}
         self._epoch = -1
         limits = httpx.Limits(max_connections=16, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, trust_env=False)
@@ -343,17 +345,19 @@ class KvEvents:
         for key, slot in here.items():
             if key not in self._feeds and fleet.ready[slot]:
                 self._feeds[key] = _Feed(self, fleet.worker(slot), slot)
+        self._by_name = {feed.worker.name: feed for feed in self._feeds.values()}
         models = {feed.worker.model for feed in self._feeds.values()}
         self._indexes = {model: index for model, index in self._indexes.items() if model in models}
 
+    def tells(self, worker: Worker) -> bool:
+        """Whether a worker's events are followed now: it offers them, and what it said can be relied on."""
+        return self.knowledge(worker) is not Knowledge.UNKNOWN
+
     def knowledge(self, worker: Worker) -> Knowledge:
         """How much is known of a worker's cache: the least of its ranks; `UNKNOWN` where it sends no events."""
-        for feed in self._feeds.values():
-            if feed.worker is worker:
-                known = [stream.tracker.knowledge for stream in feed.streams.values()]
-                order = (Knowledge.UNKNOWN, Knowledge.PARTIAL, Knowledge.COMPLETE)
-                return min(known, key=order.index, default=Knowledge.UNKNOWN)
-        return Knowledge.UNKNOWN
+        feed = self._by_name.get(worker.name)
+        known = [stream.tracker.knowledge for stream in feed.streams.values()] if feed else []
+        return min(known, key=_ORDER.index, default=Knowledge.UNKNOWN)
 
     def stats(self) -> list[StreamStats]:
         """Every stream in numbers."""

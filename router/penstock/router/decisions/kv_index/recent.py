@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from penstock.core.wire import BlockHash
 from penstock.router.decisions.kv_index.index import IndexStats, KVIndex
 
+_SWEEP_BLOCKS = 256
+"""Blocks swept at each expiry: nothing to do unless a worker left, and then soon done."""
+
 Ticket = tuple[int, int, Sequence[BlockHash]]
 """Slot, its generation at the pick, the prompt's blocks."""
 
@@ -66,6 +69,7 @@ class RecentPicks:
         """Forget the picks whose time is up."""
         while self._expiries and self._expiries[0][0] <= now:
             self.drop(heapq.heappop(self._expiries)[1])
+        self._index.sweep(_SWEEP_BLOCKS)
 
     def forget_worker(self, slot: int) -> None:
         """The worker is gone or has lost its cache: nothing remembered of it holds any more."""
@@ -75,10 +79,6 @@ class RecentPicks:
     def longest_prefix(self, hashes: Sequence[BlockHash], slots: int) -> NDArray[np.int64]:
         """As `KVIndex.longest_prefix`, of what was remembered."""
         return self._index.longest_prefix(hashes, slots)
-
-    def sweep(self, blocks: int = 2048) -> bool:
-        """As `KVIndex.sweep`."""
-        return self._index.sweep(blocks)
 
     def stats(self) -> IndexStats:
         """Its index in numbers."""
