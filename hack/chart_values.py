@@ -98,6 +98,23 @@ class Service(Values):
     """Annotations, for load balancers."""
 
 
+class Grpc(Values):
+    """Picks over gRPC (`penstock.router.v1.Router`), for gateways and SDKs that send requests to workers themselves.
+    Whoever reaches this port learns workers' addresses and can hold places on them: keep it inside the cluster
+    (`networkPolicy.grpcFrom`), or ask for tokens and TLS."""
+
+    enabled: bool = True
+    """Whether the port is open, and in the Service; one that is not a ClusterIP has it only with a tokenSecret."""
+    port: Port = 9000
+    """Port of the Service."""
+    tls_secret: str = ""
+    """Secret of type kubernetes.io/tls in the release's namespace; empty: no TLS. A renewed one is taken up."""
+    client_authentication: bool = False
+    """Whether callers must show a certificate of the authority in the TLS Secret's ca.crt."""
+    token_secret: str = ""
+    """Secret whose key `tokens` holds bearer tokens, one a line, of which callers must send one; empty: none needed."""
+
+
 class Router(Role):
     """The router: the OpenAI gateway in front of all workers."""
 
@@ -111,6 +128,8 @@ class Router(Role):
     """Largest request body; larger is answered 413."""
     service: Service = Field(default_factory=Service)
     """The Service clients reach the gateway by."""
+    grpc: Grpc = Field(default_factory=Grpc)
+    """Picks over gRPC (`penstock.router.v1.Router`), for gateways and SDKs that send requests to workers themselves."""
     pod_disruption_budget: bool = True
     """Whether node drains take one router at a time (only with more than one replica)."""
 
@@ -215,9 +234,12 @@ class NetworkPolicy(Values):
     """Who may reach our pods."""
 
     enabled: bool = False
-    """Whether NetworkPolicies are made: the gateway from `gatewayFrom`, metrics from `metricsFrom`, no other way in."""
+    """Whether NetworkPolicies are made: the gateway from `gatewayFrom`, picks over gRPC from `grpcFrom`, metrics from
+    `metricsFrom`, no other way in."""
     gateway_from: list[KubernetesObject] = Field(default_factory=list)
     """NetworkPolicy peers that may send requests; empty: everybody in the cluster."""
+    grpc_from: list[KubernetesObject] = Field(default_factory=list)
+    """NetworkPolicy peers that may ask for picks over gRPC; empty: everybody in the cluster."""
     metrics_from: list[KubernetesObject] = Field(default_factory=list)
     """NetworkPolicy peers that may read metrics; empty: everybody in the cluster."""
 

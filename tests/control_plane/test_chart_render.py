@@ -91,7 +91,7 @@ def test_the_service_leads_to_the_gateway(helm: Path) -> None:
     objects = rendered(helm)
     service = of_kind(objects, "Service")["penstock-router"]["spec"]
     ports = {port["name"]: (port["port"], port["targetPort"]) for port in service["ports"]}
-    assert ports == {"http": (80, "http"), "metrics": (9090, "metrics")}
+    assert ports == {"http": (80, "http"), "metrics": (9090, "metrics"), "grpc": (9000, "grpc")}
     labels = of_kind(objects, "Deployment")["penstock-router"]["spec"]["template"]["metadata"]["labels"]
     assert service["selector"].items() <= labels.items()
 
@@ -129,6 +129,44 @@ def test_pods_keep_the_restricted_standard(helm: Path, role: str) -> None:
             "capabilities": {"drop": ["ALL"]},
         }
         assert each["resources"]["requests"].keys() >= {"cpu", "memory"}
+
+
+def grpc_port(objects: list[dict[str, Any]]) -> list[int]:
+    """Ports of the router's Service that lead to gRPC."""
+    ports = of_kind(objects, "Service")["penstock-router"]["spec"]["ports"]
+    return [port["port"] for port in ports if port["targetPort"] == "grpc"]
+
+
+def test_picks_over_grpc_are_inside_the_cluster_unless_tokens_guard_them(helm: Path) -> None:
+    balancer = "--set=router.service.type=LoadBalancer"
+    assert grpc_port(rendered(helm)) == [9000]
+    assert grpc_port(rendered(helm, balancer)) == []
+    assert grpc_port(rendered(helm, balancer, "--set=router.grpc.tokenSecret=callers")) == [9000]
+    closed = rendered(helm, "--set=router.grpc.enabled=false")
+    assert grpc_port(closed) == []
+    assert "--grpc-port=9000" not in container(of_kind(closed, "Deployment")["penstock-router"])["args"]
+    policies = of_kind(rendered(helm, "--set=networkPolicy.enabled=true"), "NetworkPolicy")
+    allowed = [rule["ports"][0]["port"] for rule in policies["penstock-router"]["spec"]["ingress"]]
+    assert allowed == ["http", "grpc", "metrics"]
+
+
+def test_secrets_of_the_grpc_port_are_mounted_where_the_router_looks(helm: Path) -> None:
+    chosen = ("--set=router.grpc.tlsSecret=cert", "--set=router.grpc.tokenSecret=callers")
+    router = of_kind(rendered(helm, *chosen, "--set=router.grpc.clientAuthentication=true"), "Deployment")
+    pod = router["penstock-router"]["spec"]["template"]["spec"]
+    secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    mounts = {m["mountPath"]: secrets[m["name"]] for m in pod["containers"][0]["volumeMounts"] if m["name"] in secrets}
+    assert mounts == {"/etc/penstock/grpc-tls": "cert", "/etc/penstock/grpc-tokens": "callers"}
+    flags = dict(a.removeprefix("--").split("=", 1) for a in pod["containers"][0]["args"] if a.startswith("--grpc-"))
+    files = {name: flags[name].rpartition("/") for name in flags if name != "grpc-port"}
+    assert {name: mounts[folder] for name, (folder, _, _) in files.items()} == {
+        "grpc-tls-cert": "cert",
+        "grpc-tls-key": "cert",
+        "grpc-client-ca": "cert",
+        "grpc-token-file": "callers",
+    }
+    refused = template(helm, "--set=router.grpc.clientAuthentication=true")
+    assert "tlsSecret" in refused.stderr
 
 
 def test_engine_classes_have_one_default(helm: Path) -> None:

@@ -155,9 +155,16 @@ spec:
           securityContext: {{- include "penstock.containerSecurity" . | nindent 12 }}
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
+            {{- range .secrets }}
+            - {name: {{ .name }}, mountPath: /etc/penstock/{{ .name }}, readOnly: true}
+            {{- end }}
       volumes:
         - name: tmp
           emptyDir: {sizeLimit: 64Mi}
+        {{- range .secrets }}
+        - name: {{ .name }}
+          secret: {secretName: {{ .secret }}}
+        {{- end }}
 {{- end -}}
 
 {{/*
