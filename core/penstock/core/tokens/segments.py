@@ -56,7 +56,7 @@ class SegmentCache:
         segments = [segment for segment in self._cut.split(text) if segment] if self._cut is not None else [text]
         found = self._find(segments)
         missing = list(dict.fromkeys(s for s in segments if s not in self._special and s not in found))
-        # One call for all of them, which spreads over the processors and lets other threads run.
+        # One call for all of them, during which other threads run.
         encodings = self._tokenizer.encode_batch_fast(missing, add_special_tokens=False) if missing else []
         made = {segment: array("I", encoding.ids) for segment, encoding in zip(missing, encodings, strict=True)}
         self._keep(made)

@@ -8,6 +8,7 @@ kept while models asked for more recently leave room, and looked at again now an
 
 import asyncio
 import logging
+import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,8 @@ class TokenService:
         self._clock, self._now = clock, now
         self._options = options or TokenOptions()
         self._models: OrderedDict[str, _Model] = OrderedDict()
+        # Our threads are the ones there are: the library's own pool would take every processor of the node.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._pool = ThreadPoolExecutor(self._options.threads, "tokens")
         # Of its own, so that a large vocabulary being read keeps nobody's prompt waiting.
         self._loader = ThreadPoolExecutor(1, "tokens-load")
