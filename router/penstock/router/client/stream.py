@@ -95,7 +95,8 @@ class PickSession:
             while (answer := await self._call.read()) is not grpc.aio.EOF:
                 self._hand_out(answer)
         except grpc.aio.AioRpcError as error:
-            broken = of_call(error)
+            # A connection lost under a write is INTERNAL in gRPC's own words, and no fault of the router's.
+            broken = of_call(error) if error.code() is not grpc.StatusCode.INTERNAL else _ended()
         finally:
             self._broken = broken
             for waiting in self._waiting.values():
