@@ -62,3 +62,12 @@ def test_the_alarm_is_told_when_it_rises_and_when_it_clears(caplog: pytest.LogCa
     assert 'penstock_router_hit_alarm{model="m"} 0.0' in page(TokenCounts(), books)
     books.forget("m")
     assert books.readings() == {}
+
+
+def test_what_cannot_be_is_taken_as_not_told() -> None:
+    books = HitBooks(RULE)
+    for prompt, predicted, measured in [(100, 48, 101), (100, 48, -1), (0, 0, 0), (100, 48, None)]:
+        books.record("m", prompt, predicted, measured)
+    assert (books.readings()["m"].requests, books.readings()["m"].unmeasured) == (0, 3)
+    books.record("m", 100, 112, 96)
+    assert books.readings()["m"].predicted_tokens == 100

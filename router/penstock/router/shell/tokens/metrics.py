@@ -27,12 +27,20 @@ class HitBooks:
         self._ledgers: dict[str, HitLedger] = {}
 
     def record(self, model: str, prompt_tokens: int, predicted: int, measured: int | None) -> None:
-        """One finished request, as `HitLedger.record` takes it; says so when the alarm rises or clears."""
+        """One finished request, as `HitLedger.record` takes it; says so when the alarm rises or clears.
+
+        What an engine reports is a peer's word: a count that cannot be is taken as not told, never as an error here.
+        """
+        if prompt_tokens < 1:
+            return
+        if measured is not None and not 0 <= measured <= prompt_tokens:
+            log.debug("an impossible hit", extra={"model": model, "measured": measured, "prompt": prompt_tokens})
+            measured = None
         ledger = self._ledgers.get(model)
         if ledger is None:
             ledger = self._ledgers[model] = HitLedger(self._rule)
         before = ledger.alarm
-        ledger.record(prompt_tokens, predicted, measured)
+        ledger.record(prompt_tokens, max(0, min(predicted, prompt_tokens)), measured)
         if ledger.alarm != before:
             told = log.warning if ledger.alarm else log.info
             told("cache hits %s", ledger.reading().message, extra={"model": model, "alarm": ledger.alarm})
