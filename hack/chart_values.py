@@ -135,7 +135,7 @@ class Router(Role):
 
 
 class Autoscaler(Role):
-    """The autoscaler: signals of the workers, as metrics."""
+    """The autoscaler: signals of the workers as metrics, plans in status, and in mode Auto the workers' number."""
 
     enabled: bool = True
     """Whether the autoscaler runs."""
@@ -145,6 +145,12 @@ class Autoscaler(Role):
     """Requests and limits of the container."""
     scrape_interval: Duration = "5s"
     """Time between two looks at a worker's metrics."""
+    cycle_interval: Duration = "5s"
+    """Time between two scaling cycles."""
+    scale_in_window: Duration = "5m"
+    """How long the load must have been lower before workers are taken away."""
+    time_scale: Decimal = "1"
+    """Factor on the windows of scaling, for simulated engines that run faster or slower than real ones."""
 
 
 class VllmEngine(Values):
@@ -268,7 +274,7 @@ class ChartValues(Values):
     router: Router = Field(default_factory=Router)
     """The router: the OpenAI gateway in front of all workers."""
     autoscaler: Autoscaler = Field(default_factory=Autoscaler)
-    """The autoscaler: signals of the workers, as metrics."""
+    """The autoscaler: signals of the workers as metrics, plans in status, and in mode Auto the workers' number."""
     engines: Engines = Field(default_factory=Engines)
     """EngineClasses that come with the chart."""
     accelerator_classes: AcceleratorClasses = Field(default_factory=AcceleratorClasses)

@@ -109,6 +109,11 @@ ALLOWED: list[Permission] = [
     ("router", "patch", "modeldeployments.penstock.dev/status", "*"),
     ("autoscaler", "watch", "workerpools.penstock.dev", "*"),
     ("autoscaler", "list", "pods", "*"),
+    ("autoscaler", "patch", "workerpools.penstock.dev/scale", "*"),
+    ("autoscaler", "patch", "modeldeployments.penstock.dev/status", "*"),
+    ("autoscaler", "create", "events.events.k8s.io", "*"),
+    ("autoscaler", "watch", "acceleratorclasses.penstock.dev", "*"),
+    ("autoscaler", "update", "leases.coordination.k8s.io/penstock-autoscaler", NAMESPACE),
 ]
 REFUSED: list[Permission] = [
     ("operator", "patch", "modeldeployments.penstock.dev", "default"),
@@ -126,9 +131,11 @@ REFUSED: list[Permission] = [
     ("router", "patch", "modeldeployments.penstock.dev", "default"),
     ("router", "list", "workerpools.penstock.dev", "default"),
     ("router", "get", "secrets", "default"),
-    ("autoscaler", "patch", "workerpools.penstock.dev/scale", "default"),
+    ("autoscaler", "patch", "workerpools.penstock.dev", "default"),
+    ("autoscaler", "patch", "modeldeployments.penstock.dev", "default"),
+    ("autoscaler", "delete", "pods", "default"),
     ("autoscaler", "list", "nodes", "*"),
-    ("autoscaler", "patch", "modeldeployments.penstock.dev/status", "default"),
+    ("autoscaler", "update", "leases.coordination.k8s.io/penstock-operator", NAMESPACE),
     ("autoscaler", "get", "secrets", "default"),
 ]
 

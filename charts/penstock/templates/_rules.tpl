@@ -46,10 +46,18 @@ Server-side apply of an object that may not exist yet needs create beside patch.
 {{- end -}}
 
 {{- define "penstock.autoscalerRules" -}}
+# Patched for one annotation: the pod-deletion cost of workers before a scale-in.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, patch]
 - apiGroups: [penstock.dev]
-  resources: [workerpools]
+  resources: [modeldeployments, workerpools]
   verbs: [get, list, watch]
+# Replicas are written through the scale subresource only, and what is advised into status.
+- apiGroups: [penstock.dev]
+  resources: [workerpools/scale, modeldeployments/status]
+  verbs: [get, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
 {{- end -}}

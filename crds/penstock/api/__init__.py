@@ -35,6 +35,8 @@ from penstock.api.deploymentstatus import (
     PlanStatus,
     PoolStatus,
     ProfileStatus,
+    RecommendationStatus,
+    RecommendedPool,
 )
 from penstock.api.engineclass import (
     DRAIN_MARGIN_SECONDS,
@@ -150,6 +152,8 @@ __all__ = [
     "PrefillCoefficients",
     "ProfileStatus",
     "Reason",
+    "RecommendationStatus",
+    "RecommendedPool",
     "ReplicaRange",
     "Role",
     "RolloutSpec",

@@ -58,8 +58,42 @@ class ProfileStatus(ApiModel):
     """Publication or measurement behind the figures."""
 
 
+class RecommendedPool(ApiModel):
+    """What the autoscaler would have one WorkerPool be."""
+
+    worker_pool: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    """Name of the WorkerPool object."""
+    replicas: Annotated[int, Field(ge=0)] = 0
+    """Workers that the forecast load needs."""
+    allowed: Annotated[int, Field(ge=0)] = 0
+    """Workers that the guard allows now, on the way there."""
+
+
+class RecommendationStatus(ApiModel):
+    """The autoscaler's plan, written in modes Advise and Auto."""
+
+    pools: Annotated[list[RecommendedPool], Field(json_schema_extra=map_list("workerPool", max_items=128))] = Field(
+        default_factory=list
+    )
+    """Workers for each WorkerPool."""
+    why: Annotated[str, StringConstraints(max_length=63)] = ""
+    """Reason in one word."""
+    reason: Text = ""
+    """Reason in a sentence."""
+    runner_up: Text = ""
+    """The next best choice, and why it was not taken."""
+    held_by: Annotated[str, StringConstraints(max_length=63)] = ""
+    """Why the guard does not do all of it now; empty where it does."""
+    degraded: Annotated[str, StringConstraints(max_length=63)] = ""
+    """Reason for the condition Degraded; empty where scaling works as it should."""
+    message: Text = ""
+    """What the guard said."""
+    cost_per_hour: Annotated[str, StringConstraints(max_length=32)] = ""
+    """Money per hour of the recommended workers; empty where a class has no price."""
+
+
 class ModelDeploymentStatus(ApiModel):
-    """What the operator and the router last saw."""
+    """What the operator, the autoscaler and the router last saw."""
 
     observed_generation: Annotated[int, Field(ge=0)] = 0
     """`metadata.generation` that this status was computed from."""
@@ -79,6 +113,8 @@ class ModelDeploymentStatus(ApiModel):
     """What runs where."""
     plan: PlanStatus | None = None
     """The present plan."""
+    recommendation: RecommendationStatus | None = None
+    """What the autoscaler advises or does; written by it alone."""
     engine_class: Annotated[str, StringConstraints(max_length=253)] = ""
     """EngineClass in use."""
     profiles: Annotated[list[ProfileStatus], Field(json_schema_extra=map_list("acceleratorClass", max_items=64))] = (

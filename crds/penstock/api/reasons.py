@@ -89,6 +89,9 @@ class Reason(_Word):
     IMAGE_UNAVAILABLE = "ImageUnavailable", "an image cannot be pulled"
     WORKERS_UNREADY = "WorkersUnready", "workers that served are not ready"
     TERMINATING_OVERLAP = "TerminatingOverlap", "a pod on its way out still holds accelerators beside its successor"
+    SIGNALS_MISSING = "SignalsMissing", "the autoscaler does not know the load well enough to take workers away"
+    OTHER_WRITER = "OtherWriter", "another manager writes replicas, so the autoscaler stepped back"
+    GAVE_UP = "GaveUp", "capacity that was asked for did not come in time"
     # Ready
     READY = "Ready", "accepted, available and routed"
     NOT_READY = "NotReady", "some condition is not met; the message says which"

@@ -1,4 +1,4 @@
-"""From what workers said to signals: pure functions of samples and a time that is an argument."""
+"""From what workers said to signals, and from signals to replicas: pure functions of samples and a time."""
 
 from penstock.autoscaler.decisions.aggregate import LoadSignals, Rules, aggregate
 from penstock.autoscaler.decisions.counters import increase

@@ -1,19 +1,28 @@
-"""The autoscaler's loop: follow the cluster, follow the workers, evaluate, export."""
+"""The autoscaler's loops: follow the cluster, follow the workers, evaluate and export, and scale."""
 
 import asyncio
 import contextlib
 import logging
+import socket
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from kubernetes_asyncio.client import ApiClient
 from penstock.autoscaler.decisions import Rules, WorkerHistory, aggregate
+from penstock.autoscaler.decisions.demand import DemandRules
+from penstock.autoscaler.decisions.guard import GuardRules
+from penstock.autoscaler.decisions.plan import PlanRules
 from penstock.autoscaler.shell.cluster import ClusterView
 from penstock.autoscaler.shell.export import DeploymentState, PoolState, SignalCollector, Snapshot, WorkerCounts
+from penstock.autoscaler.shell.kube import Kube
+from penstock.autoscaler.shell.leader import Leader
 from penstock.autoscaler.shell.objects import Pool, PoolKey, Worker
+from penstock.autoscaler.shell.scaling import Scaling
+from penstock.autoscaler.shell.scaling_metrics import ScalingCollector
 from penstock.autoscaler.shell.scraper import Scraper
 from penstock.autoscaler.shell.servers import Servers
 from penstock.autoscaler.shell.settings import Settings
+from penstock.autoscaler.shell.views import ViewRules, Views
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
 log = logging.getLogger("penstock.autoscaler")
@@ -38,8 +47,26 @@ class Autoscaler:
             at_once=settings.max_scrapes,
         )
         self.collector = SignalCollector()
+        kube = Kube(api)
+        identity = settings.identity or socket.gethostname()
+        self._leader = Leader(kube, settings.namespace, identity) if settings.leader_election else None
+        self.scaling = Scaling(
+            self._view,
+            self._scraper,
+            Views(view_rules(settings), self._scraper.history),
+            kube,
+            self._leader,
+            (plan_rules(settings), guard_rules(settings)),
+            identity,
+        )
         registry = CollectorRegistry()
-        for each in (self.collector, PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        for each in (
+            self.collector,
+            ScalingCollector(self.scaling),
+            PROCESS_COLLECTOR,
+            PLATFORM_COLLECTOR,
+            GC_COLLECTOR,
+        ):
             registry.register(each)
         self.servers = Servers(registry, self._before_export, self._why_dead, self._why_unready)
         self._evaluated_at = asyncio.get_running_loop().time()
@@ -52,6 +79,9 @@ class Autoscaler:
             try:
                 group.create_task(self._view.run())
                 group.create_task(self._follow())
+                group.create_task(self.scaling.run(settings.cycle_interval_s))
+                if self._leader is not None:
+                    group.create_task(self._leader.run())
                 await self._evaluate_for_ever()
             finally:
                 await self.servers.stop()
@@ -87,6 +117,24 @@ class Autoscaler:
 
     def _why_unready(self) -> str:
         return self._why_dead() or ("" if self._view.listed else "the cluster has not been listed yet")
+
+
+def view_rules(settings: Settings) -> ViewRules:
+    """How demand is measured, from the settings."""
+    fresh = _FRESH_SCRAPES * settings.scrape_interval_s
+    demand = DemandRules(settings.signal_window_s, min(fresh, settings.signal_window_s), fresh)
+    base, scale = ViewRules(), settings.time_scale
+    return ViewRules(demand, give_up_s=base.give_up_s * scale, other_writer_s=base.other_writer_s * scale)
+
+
+def plan_rules(settings: Settings) -> PlanRules:
+    """How plans are made, from the settings."""
+    return PlanRules(max_age_s=(_FRESH_SCRAPES + 1) * settings.scrape_interval_s)
+
+
+def guard_rules(settings: Settings) -> GuardRules:
+    """How fast plans may be followed, from the settings."""
+    return GuardRules(window_s=settings.scale_in_window_s).scaled(settings.time_scale)
 
 
 def evaluate(workers: Sequence[Worker], pools: Iterable[Pool], scraper: Scraper, now: float, rules: Rules) -> Snapshot:

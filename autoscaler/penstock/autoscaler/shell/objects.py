@@ -1,7 +1,8 @@
 """Pods and WorkerPools as the API server writes them, read into the few facts that matter here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 DEPLOYMENT_LABEL = "penstock.dev/deployment"
@@ -9,6 +10,8 @@ _POOL_LABEL = "penstock.dev/pool"
 _ROLE_LABEL = "penstock.dev/role"
 _ACCELERATOR_LABEL = "penstock.dev/accelerator"
 _MODEL_ANNOTATION = "penstock.dev/model"
+_REVISION_LABEL = "penstock.dev/revision"
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _ENGINE = "engine"
 _PORT = "http"
 
@@ -40,6 +43,15 @@ class Worker:
     """Its engine has passed its startup probe: from now on silence is missing data."""
     ready: bool
     terminating: bool
+    scheduled: bool = False
+    finished: bool = False
+    """Its pod ended (evicted, or lost with its node) and holds nothing any more."""
+    revision: str = ""
+    created: float = 0.0
+    """Epoch seconds."""
+    ready_since: float | None = None
+    """Epoch seconds; None while it is not ready."""
+    deletion_cost: str | None = None
 
     @property
     def expected(self) -> bool:
@@ -53,6 +65,13 @@ class Pool:
 
     key: PoolKey
     desired: int | None
+    name: str = ""
+    uid: str = ""
+    version: str = ""
+    """`metadata.resourceVersion`."""
+    spec: Object = field(default_factory=dict)
+    managed: tuple[Object, ...] = ()
+    """`metadata.managedFields`."""
 
 
 def read_worker(pod: Object) -> Worker | None:
@@ -79,6 +98,12 @@ def read_worker(pod: Object) -> Worker | None:
         started=bool(running.get("started")),
         ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()),
         terminating="deletionTimestamp" in metadata,
+        scheduled=bool(spec.get("nodeName")),
+        finished=status.get("phase") in ("Succeeded", "Failed"),
+        revision=labels.get(_REVISION_LABEL, ""),
+        created=epoch(metadata.get("creationTimestamp")) or 0.0,
+        ready_since=_ready_since(status),
+        deletion_cost=annotations.get(DELETION_COST),
     )
 
 
@@ -95,7 +120,28 @@ def read_pool(pool: Object) -> Pool | None:
         spec.get("acceleratorClassName", ""),
         spec.get("modelName", ""),
     )
-    return Pool(key, spec.get("replicas"))
+    return Pool(
+        key,
+        spec.get("replicas"),
+        metadata.get("name", ""),
+        metadata.get("uid", ""),
+        metadata.get("resourceVersion", ""),
+        spec,
+        tuple(metadata.get("managedFields") or ()),
+    )
+
+
+def epoch(text: str | None) -> float | None:
+    """Epoch seconds of an RFC 3339 time; None for none, or for what is no time."""
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except ValueError:
+        return None
+
+
+def _ready_since(status: Object) -> float | None:
+    ready: Object = next((c for c in status.get("conditions") or () if c.get("type") == "Ready"), {})
+    return epoch(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None
 
 
 def _metrics_url(engine: Object, status: Object) -> str | None:

@@ -24,6 +24,17 @@ class Settings:
     signal_window_s: float = 60.0
     max_scrapes: int = 128
     """Scrapes at the same time."""
+    cycle_interval_s: float = 5.0
+    """Between two scaling cycles."""
+    time_scale: float = 1.0
+    """Multiplies the guard's windows, for clusters whose engines run faster or slower than real ones."""
+    scale_in_window_s: float = 300.0
+    """Scale-in goes no lower than the largest wish of this long (times the time scale)."""
+    leader_election: bool = True
+    namespace: str = "default"
+    """Where the Lease is; the pod's own in a cluster."""
+    identity: str = ""
+    """Who we are in the Lease and in Events; the pod's name in a cluster."""
     host: str = "0.0.0.0"
     health_port: int = 8081
     metrics_port: int = 9090
@@ -34,7 +45,7 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     """Settings from a command line and an environment; ends the process with a sentence when one is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m penstock.autoscaler",
-        description="Measures the workers of every pool and exports what it measured; moves nothing.",
+        description="Measures the workers of every pool, plans how many there should be, and in mode Auto scales them.",
         epilog="Every flag can also be given as an environment variable: --log-level is PENSTOCK_LOG_LEVEL.",
     )
     default = Settings()
@@ -48,6 +59,12 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     flag("scrape-timeout", _positive, "2s", "how long a worker may take to answer one")
     flag("signal-window", _positive, "60s", "time over which rates and means are taken")
     flag("max-scrapes", _count, str(default.max_scrapes), "scrapes at the same time")
+    flag("cycle-interval", _positive, "5s", "time between two scaling cycles")
+    flag("time-scale", _factor, "1", "factor on the guard's windows, for simulated engines that run faster or slower")
+    flag("scale-in-window", _positive, "300s", "how long the load must have been lower before workers go")
+    flag("leader-election", _switch, "true", "true or false: elect one writer among several by a Lease")
+    flag("namespace", str, environment.get("POD_NAMESPACE", "default"), "namespace of the Lease")
+    flag("identity", str, environment.get("POD_NAME", ""), "name in the Lease and in Events; empty: the host's")
     flag("host", str, default.host, "address to listen on")
     flag("health-port", _port, str(default.health_port), "port of /healthz and /readyz")
     flag("metrics-port", _port, str(default.metrics_port), "port of /metrics")
@@ -61,6 +78,12 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         scrape_timeout_s=given.scrape_timeout,
         signal_window_s=given.signal_window,
         max_scrapes=given.max_scrapes,
+        cycle_interval_s=given.cycle_interval,
+        time_scale=given.time_scale,
+        scale_in_window_s=given.scale_in_window,
+        leader_election=given.leader_election,
+        namespace=given.namespace,
+        identity=given.identity,
         host=given.host,
         health_port=given.health_port,
         metrics_port=given.metrics_port,
@@ -76,6 +99,22 @@ def _positive(text: str) -> float:
     if seconds <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be longer than nothing")
     return seconds
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.001 to 1000")
+    return value
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class _NotInstalled(Exception):
 
 
 class Watching:
-    """The objects of one collection, by namespace and name, always as fresh as the API server allows."""
+    """The objects of one collection, by namespace (empty for cluster-scoped ones) and name, as fresh as can be."""
 
     def __init__(self, api: ApiClient, path: str, selector: str, changed: Callable[[], None]) -> None:
         """`changed` is called after every change of `objects`."""
@@ -134,7 +134,7 @@ class Watching:
 
 
 def _key(item: Object) -> Key:
-    return item["metadata"]["namespace"], item["metadata"]["name"]
+    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[Object]:

@@ -50,6 +50,10 @@ class EngineSample:
     queue: Total | None = None
     prefill: Total | None = None
     decode: Total | None = None
+    prompt_length: Total | None = None
+    """Prompt tokens of finished requests."""
+    output_length: Total | None = None
+    """Tokens generated for finished requests."""
     block_size: int | None = None
     num_blocks: int | None = None
     kv_capacity_tokens: int | None = None
@@ -75,6 +79,8 @@ _TOTALS = {
     b"vllm:request_queue_time_seconds": "queue",
     b"vllm:request_prefill_time_seconds": "prefill",
     b"vllm:request_decode_time_seconds": "decode",
+    b"vllm:request_prompt_tokens": "prompt_length",
+    b"vllm:request_generation_tokens": "output_length",
 }
 _BY_LABEL = {
     b"vllm:request_success_total": ("finished", "finished_reason"),

@@ -79,8 +79,11 @@ def progressing(pools: Sequence[PoolHealth]) -> Verdict:
     return Verdict(of, "False", Reason.STABLE, "nothing is moving")
 
 
-def degraded(pools: Sequence[PoolHealth], failure: str = "") -> Verdict:
-    """Whether something runs worse than asked for. `failure`: a write that the API server keeps refusing."""
+def degraded(pools: Sequence[PoolHealth], failure: str = "", scaling: Mapping[str, Any] | None = None) -> Verdict:
+    """Whether something runs worse than asked for.
+
+    `failure`: a write that the API server keeps refusing. `scaling`: what the autoscaler recommends and cannot do.
+    """
     of = ConditionType.DEGRADED
     if failure:
         return Verdict(of, "True", Reason.RECONCILE_FAILED, failure)
@@ -93,6 +96,8 @@ def degraded(pools: Sequence[PoolHealth], failure: str = "") -> Verdict:
     for reason, sentences in kinds:
         if sentences:
             return Verdict(of, "True", reason, _first(sentences))
+    if said := (scaling or {}).get("degraded"):
+        return Verdict(of, "True", str(said), str((scaling or {}).get("message") or f"autoscaling: {said}"))
     return Verdict(of, "False", Reason.AS_EXPECTED, "nothing runs worse than asked for")
 
 

@@ -17,6 +17,8 @@ from penstock.operator.decisions.observed import Deployment, Observed, Pool
 from penstock.operator.decisions.plan import Plan, PoolPlan
 from penstock.operator.decisions.writes import Apply, Ref
 
+AUTOSCALERS = "recommendation"
+"""The part of the status that the autoscaler writes."""
 NODES_NAMED = 4
 """Nodes a sentence names before it counts the rest."""
 
@@ -41,7 +43,8 @@ def deployment_status(summary: Summary) -> Apply | None:
     stored = deployment.status
     status = _deployment_body(summary)
     ours = [c for c in stored.get("conditions") or () if c.get("type") != ConditionType.ROUTER_READY]
-    if {**stored, "conditions": ours} == status:
+    others = {key: value for key, value in stored.items() if key != AUTOSCALERS}
+    if {**others, "conditions": ours} == status:
         return None
     return _status_write(deployment.meta.ref, status)
 
@@ -101,7 +104,7 @@ def _verdicts(summary: Summary) -> list[Verdict]:
         say.capacity(pools),
         say.available(pools),
         say.progressing(pools),
-        say.degraded(pools, summary.failure),
+        say.degraded(pools, summary.failure, summary.seen.deployment.status.get(AUTOSCALERS) or {}),
     ]
     stored = summary.seen.deployment.status.get("conditions") or ()
     router = next((c for c in stored if c.get("type") == ConditionType.ROUTER_READY), None)
