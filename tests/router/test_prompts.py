@@ -1,6 +1,7 @@
 """Prompts on their way into a pick: tokens and blocks as real simulated engines make them, and what is remembered."""
 
 import asyncio
+import itertools
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +24,8 @@ async def engines(count: int) -> AsyncIterator[list[int]]:
     """Simulated engines that serve model m, each in a process of its own."""
     ports = [free_port() for _ in range(count)]
     command = [sys.executable, "-m", "penstock.workers.simulated", "--served-model-name", "m", "--profile", PROFILE]
+    events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://*:0", "topic": "t"}
+    command += ["--kv-events-config", json.dumps(events)]
     command += ["--enable-prompt-tokens-details", "--enable-force-include-usage", "--host", "127.0.0.1", "--port"]
     started = [
         await asyncio.create_subprocess_exec(*command, str(port), stderr=asyncio.subprocess.DEVNULL) for port in ports
@@ -66,8 +69,39 @@ async def test_the_second_request_goes_where_the_first_left_its_blocks_and_all_a
                 chosen.append(told["worker"])
                 expected.append(told["expectedHitTokens"])
                 hits.append((usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0))
+            page = await numbers(client, p.metrics)
     assert len(set(chosen)) == 1, "the first request's worker has the prefix"
     assert hits == expected and hits[0] == 0 and all(hit >= 240 for hit in hits[1:])
+    told = {name: page[f'penstock_router_hit_{name}_tokens_total{{model="m"}}'] for name in ("predicted", "measured")}
+    assert told == {"predicted": sum(hits), "measured": sum(hits)}
+    assert page['penstock_router_hit_measured_requests_total{model="m"}'] == 4
+
+
+async def test_after_our_memory_ends_the_engines_events_still_tell() -> None:
+    """What another router sent, and what we have forgotten ourselves, is known from events alone."""
+    async with engines(2) as ports, httpx.AsyncClient(timeout=30) as client:
+        body: dict[str, object] = {"model": "m", "max_tokens": 1}
+        workers = ",".join(f"m=http://127.0.0.1:{port}" for port in ports)
+        async with process(f"--workers={workers}", "--policy=KVAware") as p, asyncio.timeout(30):
+            for number in itertools.count():
+                # The router hears of blocks that are stored after it has subscribed: each time other ones.
+                body["prompt"] = f"{number} {LONG}"
+                await client.post(f"http://127.0.0.1:{ports[1]}/v1/completions", json=body)
+                page = await numbers(client, p.metrics)
+                if page.get('penstock_router_kv_index_blocks{model="m"}', 0) >= 15:
+                    break
+                await asyncio.sleep(0.05)
+            answer = await client.post(f"{p.base}/v1/completions", json=body, headers={"x-request-id": "r"})
+            told = (await client.get(f"{p.metrics}/penstock/v1/explain/r")).json()["picks"][0]
+    assert told["worker"] == f"127.0.0.1:{ports[1]}" and told["expectedHitTokens"] > 0
+    assert told["expectedHitTokens"] == answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+async def numbers(client: httpx.AsyncClient, base: str) -> dict[str, float]:
+    """A metrics page as name and labels -> value."""
+    page = (await client.get(f"{base}/metrics")).text
+    lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
 
 
 async def test_a_client_that_leaves_while_its_prompt_is_read_leaves_nothing() -> None:
@@ -82,11 +116,10 @@ async def test_a_client_that_leaves_while_its_prompt_is_read_leaves_nothing() ->
             writer.close()
         async with httpx.AsyncClient(timeout=30) as client, asyncio.timeout(30):
             while True:
-                page = (await client.get(f"{p.metrics}/metrics")).text
-                lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
-                flight = [v for k, v in lines.items() if k.startswith("penstock_router_worker_in_flight_requests")]
-                seen = sum(float(v) for k, v in lines.items() if k.startswith("penstock_router_requests_total"))
-                if seen == 5 and lines["penstock_router_in_flight_requests"] == "0.0" and flight == ["0.0"]:
+                page = await numbers(client, p.metrics)
+                flight = [v for k, v in page.items() if k.startswith("penstock_router_worker_in_flight_requests")]
+                seen = sum(v for k, v in page.items() if k.startswith("penstock_router_requests_total"))
+                if seen == 5 and page["penstock_router_in_flight_requests"] == 0 and flight == [0]:
                     break
                 await asyncio.sleep(0.05)
 

@@ -10,6 +10,7 @@ from penstock.router.decisions.explain import ExplainLog
 from penstock.router.shell.metrics import Collector
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector as PrometheusCollector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -41,6 +42,10 @@ class AdminServers:
         for each in (collector, PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self._registry.register(each)
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
+
+    def show(self, collector: PrometheusCollector) -> None:
+        """Add families to the metrics page."""
+        self._registry.register(collector)
 
     def start(self, health_port: int, metrics_port: int) -> None:
         """Listen on both ports; 0 leaves one out."""

@@ -12,11 +12,14 @@ from penstock.router.decisions import find_policy
 from penstock.router.shell.admin import AdminServers
 from penstock.router.shell.discovery.static import install, parse_workers
 from penstock.router.shell.gateway import Gateway, unix_now
+from penstock.router.shell.kv_event_metrics import KvEventCollector
+from penstock.router.shell.kv_events import KvEvents
 from penstock.router.shell.metrics import Collector
 from penstock.router.shell.models import ModelTable
-from penstock.router.shell.prompts import Prompts
+from penstock.router.shell.prompts import EngineEvents, Prompts
 from penstock.router.shell.scrape import LoadScraper
 from penstock.router.shell.settings import Settings
+from penstock.router.shell.tokens import TokenCollector
 
 if TYPE_CHECKING:
     from penstock.router.shell.discovery.cluster import ClusterDiscovery
@@ -39,6 +42,7 @@ class Router:
         self._discovery: ClusterDiscovery | None = None
         self._rpc: RpcServer | None = None
         self._prompts: Prompts | None = None
+        self._events: KvEvents | None = None
         collector = Collector(self.gateway.counters, self.fleet, self._gauges)
         self._admin = AdminServers(settings.host, self.why_not_ready, collector, self.gateway.explanations)
 
@@ -53,13 +57,12 @@ class Router:
         try:
             if not await _unless(stop, self._discover()):
                 return
-            self.gateway.prompts = self._prompts = Prompts(settings, self.fleet, self.gateway.loop.time)
+            self._read_prompts()
             port = await self.gateway.start()
             await self._listen_for_rpc()
             if settings.scrape_interval:
-                scraper = LoadScraper(
-                    self.fleet, settings.scrape_interval, self.gateway.loop.time, self._prompts.learned_block_size
-                )
+                sizes = self._prompts.learned_block_size if self._prompts is not None else None
+                scraper = LoadScraper(self.fleet, settings.scrape_interval, self.gateway.loop.time, sizes)
                 self._scraping = asyncio.create_task(scraper.run())
             _calm_the_collector()
             self._not_ready = ""
@@ -72,11 +75,21 @@ class Router:
             if self._rpc is not None:
                 await self._rpc.stop()
             await self.gateway.close()
-            if self._prompts is not None:
+            if self._prompts is not None and self._events is not None:
                 await self._prompts.close()
+            if self._events is not None:
+                await self._events.close()
             if self._discovery is not None:
                 await self._discovery.stop()
             await self._admin.stop()
+
+    def _read_prompts(self) -> None:
+        """Follow the engines' KV events and make tokens, for the policies that read prompts."""
+        self._events = KvEvents(self.fleet, self.settings.kv_index_bytes, clock=self.gateway.loop.time)
+        events = EngineEvents(self._events)
+        self._prompts = self.gateway.prompts = Prompts(self.settings, self.fleet, self.gateway.loop.time, events)
+        self._admin.show(KvEventCollector(self._events))
+        self._admin.show(TokenCollector(self._prompts.tokens.counts, self._prompts.books))
 
     def _gauges(self) -> dict[str, float]:
         return self.gateway.gauges() | (self._rpc.gauges() if self._rpc is not None else {})

@@ -53,6 +53,10 @@ _STATUS = {
 }
 
 
+_TAIL = 4096
+"""Bytes at the end of an answer in which its usage stands."""
+
+
 class Exchange:
     """A request, its life, and the two connections it uses."""
 
@@ -77,6 +81,7 @@ class Exchange:
         "_saw_body",
         "_split",
         "_started",
+        "_tail",
         "_timer",
         "deadline",
         "passing",
@@ -109,6 +114,7 @@ class Exchange:
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._tail = (b"", b"")
         self._paused = False
         self._chunked = False
         self._event_stream = False
@@ -309,6 +315,7 @@ class Exchange:
     def body(self, data: bytes) -> None:
         """Pass bytes to the client."""
         gateway = self._gateway
+        self._tail = (self._tail[1], data)
         if not self._saw_body:
             self._saw_body = True
             if self._attempt is not None:
@@ -321,6 +328,13 @@ class Exchange:
             data = chunk(data)
         self._client.pass_on(data)
 
+    def _measure_hit(self) -> None:
+        """Compare the hit the pick expected with what the answer's end says of it."""
+        prompts, attempt = self._gateway.prompts, self._attempt
+        if prompts is not None and attempt is not None and self._gateway.fleet.holds(attempt.reservation):
+            apart = attempt.transfer is not None or attempt.resumes
+            prompts.finished(self._request, attempt.pick, b"".join(self._tail)[-_TAIL:], apart=apart)
+
     def ended(self) -> None:
         """The response is whole."""
         connection, self._connection = self._connection, None
@@ -331,6 +345,7 @@ class Exchange:
             if self._paused:
                 connection.resume()
             self._gateway.pool.give(connection)
+        self._measure_hit()
         self._client.release_hold()
         now = self._gateway.loop.time()
         self._tell(Ended(now))

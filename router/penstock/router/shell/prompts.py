@@ -8,6 +8,7 @@ there. The second holds for seconds where events will confirm it, for minutes wh
 """
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from penstock.core.fleet import Fleet, Pick, PrefixIndex, Request, Worker
 from penstock.core.tokens.errors import PromptError, TokensUnknown
 from penstock.core.tokens.prompts import BlockNaming
 from penstock.core.tokens.requests import read_request
-from penstock.router.decisions.kv_index import RecentPicks
+from penstock.router.decisions.kv_index import Knowledge, RecentPicks
+from penstock.router.shell.kv_events import KvEvents
 from penstock.router.shell.settings import Settings
-from penstock.router.shell.tokens import Ask, EngineTokenizer, TokenService
+from penstock.router.shell.tokens import Ask, EngineTokenizer, HitBooks, TokenService
 
 log = logging.getLogger("penstock.router.prompts")
 
@@ -30,6 +32,7 @@ DEFAULT_BLOCK_TOKENS = 16
 """Tokens of a block until an engine's metrics page says otherwise: vLLM's own default."""
 CONFIRMED_TTL, UNCONFIRMED_TTL = 5.0, 120.0
 """Seconds a pick is remembered: where events confirm it, and where they never will."""
+_CACHED = re.compile(rb'"cached_tokens": ?([0-9]{1,9})')
 _ENGINES_ASKED = 2
 _ENGINE_TIMEOUT = 1.0
 
@@ -48,6 +51,34 @@ class Events(Protocol):
     def tells(self, worker: Worker) -> bool:
         """Whether this worker sends events."""
         ...
+
+
+class EngineEvents:
+    """The engines' KV events, as picks ask for them."""
+
+    def __init__(self, events: KvEvents) -> None:
+        """Over these streams."""
+        self._events = events
+        self._telling: dict[str, bool] = {}
+        self._until = 0.0
+
+    def sync(self) -> None:
+        """Follow the fleet."""
+        self._events.sync()
+
+    def index(self, model: str) -> PrefixIndex:
+        """What a model's workers said they hold."""
+        return self._events.index(model)
+
+    def tells(self, worker: Worker) -> bool:
+        """Whether this worker sends events; looked up anew once a second."""
+        now = self._events.clock()
+        if now >= self._until:
+            self._telling, self._until = {}, now + 1.0
+        known = self._telling.get(worker.name)
+        if known is None:
+            known = self._telling[worker.name] = self._events.knowledge(worker) is not Knowledge.UNKNOWN
+        return known
 
 
 class _Known:
@@ -79,6 +110,8 @@ class Prompts:
         self._block_tokens: dict[str, int] = {}
         self._generations: dict[int, int] = {}
         self._epoch = -1
+        self._reporting: set[str] = set()
+        self.books = HitBooks()
         limits = httpx.Limits(max_connections=16, max_keepalive_connections=4)
         self._http = httpx.AsyncClient(timeout=_ENGINE_TIMEOUT, limits=limits, trust_env=False)
         roots = [Path(root.strip()) for root in settings.model_folders.split(",") if root.strip()]
@@ -120,6 +153,27 @@ class Prompts:
         """What is remembered of our own picks for a model; `None` before its first request."""
         return self._recent.get(model)
 
+    def finished(self, request: Request, pick: Pick, tail: bytes, *, apart: bool) -> None:
+        """A request was answered: compare its predicted hit with what the engine reports at the end of the answer.
+
+        Of a prompt that was prefilled elsewhere (`apart`) the answering engine reports the transfer as cached: that
+        measures nothing.
+        """
+        if pick.expected_hit_tokens is None or not request.exact_tokens:
+            return
+        measured = None if apart else self._measured(self._fleet.worker(pick.decode).name, tail)
+        if measured is not None and measured > request.prompt_tokens:
+            measured = None
+        self.books.record(request.model, request.prompt_tokens, pick.expected_hit_tokens, measured)
+
+    def _measured(self, worker: str, tail: bytes) -> int | None:
+        """Engines leave the figure out when it is 0: that is told from silence by their having given it before."""
+        found = _CACHED.findall(tail)
+        if found:
+            self._reporting.add(worker)
+            return int(found[-1])
+        return 0 if worker in self._reporting and b'"usage":{' in tail else None
+
     def learned_block_size(self, model: str, tokens: int) -> None:
         """An engine of this model says how many tokens its blocks have."""
         if tokens >= 1 and self._block_tokens.get(model) != tokens:
@@ -143,6 +197,7 @@ class Prompts:
                 for recent in self._recent.values():
                     recent.forget_worker(slot)
         self._generations = here
+        self._reporting &= fleet.workers().keys()
 
     def _register(self, model: str) -> None:
         """Make sure picks for this model find its index."""

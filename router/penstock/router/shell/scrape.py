@@ -28,7 +28,7 @@ class LoadScraper:
         fleet: Fleet,
         interval: float,
         clock: Callable[[], float],
-        block_size: Callable[[str, int], None] = lambda model, tokens: None,
+        block_size: Callable[[str, int], None] | None = None,
     ) -> None:
         """`interval` in seconds; `clock` makes the times of picks; `block_size` is told models' block sizes."""
         self._block_size = block_size
@@ -65,7 +65,7 @@ class LoadScraper:
         except (httpx.HTTPError, WireError) as problem:
             log.debug("no sample", extra={"worker": worker.name, "problem": repr(problem)})
             return
-        if sample.block_size is not None:
+        if sample.block_size is not None and self._block_size is not None:
             self._block_size(worker.model, sample.block_size)
         if self._fleet.slot_of(worker.name) != slot or sample.running is None or sample.waiting is None:
             return
