@@ -42,6 +42,10 @@ class EventQueue:
             raise ValueError(f"an event at {time} s cannot be put before the present, {self.now} s")
         heapq.heappush(self._heap, (time, priority, key, next(self._numbers), handler, argument))
 
+    def alone(self, time: float) -> bool:
+        """Whether nothing else is to happen at this time."""
+        return not self._heap or self._heap[0][0] > time
+
     def run(self, more: Callable[[], bool], every: int = 0, tick: Callable[[], Any] | None = None) -> None:
         """Handle events in order while there are any and `more()` holds; `tick` is called each `every` events."""
         heap, pop = self._heap, heapq.heappop

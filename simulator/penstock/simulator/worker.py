@@ -140,7 +140,10 @@ class TwinWorker:
             self._end_run(self._run, now)
         elif self._flight is not None:
             self._end_step(self._flight, now)
-        self._wake_at(now)
+        if self._events.alone(now) and not self._waking:
+            self._wake(now, 0)
+        else:
+            self._wake_at(now)
 
     def _end_run(self, run: Span, now: float) -> None:
         self._run = None

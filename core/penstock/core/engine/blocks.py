@@ -89,15 +89,17 @@ class BlockPool:
         """One user of each of these blocks (of one sequence, in its order) is done with it."""
         references, hash_of, blank, found = self._references, self._hash_of, self._blank, self._found
         for block in reversed(blocks):
-            users = references[block] - 1
-            if users < 0:
-                raise ValueError(f"block {block} given back twice")
-            references[block] = users
-            if not users:
+            users = references[block]
+            if users == 1:
+                references[block] = 0
                 if hash_of[block] is None:
                     blank.append(block)
                 else:
                     found[block] = None
+            elif users:
+                references[block] = users - 1
+            else:
+                raise ValueError(f"block {block} given back twice")
 
     def remember(self, block: int, block_hash: int) -> None:
         """Make a block that is in use findable by its content's hash."""

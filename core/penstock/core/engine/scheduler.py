@@ -159,11 +159,15 @@ class Scheduler:
     def decode(self, steps: int, now: float) -> list[Active]:
         """Let every running sequence have computed `steps` more tokens, with the blocks that so many steps would have
         given it: those that are at their end."""
-        size, take, ended = self.config.block_size, self.pool.take, []
+        size, ended = self.config.block_size, []
+        growing: list[tuple[Active, int]] = []
+        total = 0
         for active in self.running:
             until = active.computed + steps
             if until > active.capacity:
-                active.use(take(-(-until // size) - len(active.blocks)), size)
+                need = -(-until // size) - len(active.blocks)
+                growing.append((active, need))
+                total += need
             if until >= active.next_full:
                 self.cache_blocks(active, until)
             active.computed = until
@@ -172,6 +176,12 @@ class Scheduler:
             active.last_token = now
             if active.generated >= active.end_at:
                 ended.append(active)
+        # Which of them gets which block makes no difference: none of these blocks has a hash.
+        taken = self.pool.take(total)
+        at = 0
+        for active, need in growing:
+            active.use(taken[at : at + need], size)
+            at += need
         return ended
 
     @property
