@@ -354,3 +354,17 @@ def test_every_unit_is_counted_when_events_are_long():
         for _ in range(3):
             index.store(number % 4, keys * 40)
             assert index._table.units <= 1000
+
+
+def test_a_block_twice_in_one_event_is_two_copies():
+    index = KVIndex(SMALLEST_BUDGET)
+    keys = chain((1, 2))
+    index.store(0, [keys[0], keys[1], keys[0], keys[1], keys[2]])
+    assert [index.copies(0, key) for key in keys] == [2, 2, 1, 0, 0, 0]
+    index.store(1, [*keys, keys[5]])
+    assert [index.copies(1, key) for key in keys] == [1, 1, 1, 1, 1, 2]
+    index.remove(0, keys[:1])
+    assert index.longest_prefix(keys, 2).tolist() == [3, 6]
+    index.remove(0, keys[:1])
+    assert index.longest_prefix(keys, 2).tolist() == [0, 6]
+    assert index.stats().torn_lanes == 1

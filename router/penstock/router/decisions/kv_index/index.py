@@ -20,7 +20,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.wire import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, Event, as_integer
-from penstock.router.decisions.kv_index.table import LANE_BITS, BlockTable, capacity, lanes_of
+from penstock.router.decisions.kv_index.table import LANE_BITS, LOWEST_LANE, BlockTable, capacity, lanes_of
 
 SMALLEST_BUDGET = 1 << 20
 """Bytes below which an index is refused: it would hold less than one long prompt."""
@@ -121,7 +121,7 @@ class KVIndex:
         self._alive = 0  # Mask of `_lanes`.
         self._several = 0  # Mask of the lanes of caches that have more than GPU memory.
         self._free: list[int] = []  # Swept lanes, to be used again.
-        self._next = 0  # Lowest lane never used.
+        self._next = LOWEST_LANE  # Lowest lane never used.
         self._dead = 0  # Mask of lanes taken out of service and not yet swept.
         self._sweeping = 0  # The part of `_dead` the running sweep takes off.
         self._to_sweep: list[int] = []  # Blocks the running sweep has yet to pass.

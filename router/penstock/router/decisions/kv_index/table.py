@@ -12,10 +12,11 @@ tear. `capacity` says how many units surely fit in so many bytes, however unluck
 """
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+LOWEST_LANE = 9
+"""Masks of lower lanes would be integers that Python shares, and new entries are told from old ones by identity."""
 LANE_BITS = 16
 """Bits of a lane number inside the key of a copy count."""
 _INT_BYTES = 48
@@ -162,11 +163,10 @@ class BlockTable:
         # A parent nobody holds cannot carry a link: the child is torn in every lane that has it.
         parent_mask = 0 if parent is None else masks.get(parent, 0)
         above = parent if parent_mask else None
-        # Most events tell of blocks nobody has: those need no look at what was there.
-        if masks.keys().isdisjoint(blocks):
-            stored = self._store_new(lane, bit, blocks, above)
-        else:
-            stored = self._store_mixed(lane, bit, blocks, above)
+        stored = self._store_new(bit, blocks, above)
+        if stored < len(blocks):
+            above = blocks[stored - 1] if stored else above
+            stored += self._store_mixed(lane, bit, blocks[stored:], above)
         if stored:
             self.held[lane] = self.held.get(lane, 0) + stored
         if parent is not None and not parent_mask & bit:
@@ -174,36 +174,47 @@ class BlockTable:
         if lane in self._tears:
             self._mend(lane, blocks)
 
-    def _store_new(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int:
-        """Blocks nobody holds. Returns how many are new to the lane."""
+    def _store_new(self, bit: int, blocks: Sequence[int], above: int | None) -> int:
+        """The blocks at the beginning that nobody holds, in one look-up each. Returns how many they are.
+
+        `bit` must be an integer that no table holds yet: by its identity a new entry is told from an old one.
+        """
         masks, links = self._masks, self._links
-        before = len(masks)
-        block = blocks[0]
-        if above is not None and links.setdefault(above, block) != block:
-            self._fork(above, block)
-        masks[block] = bit
+        first, before = blocks[0], len(masks)
+        if first in masks:
+            return 0
+        masks[first] = bit
+        if above is not None and links.setdefault(above, first) != first:
+            self._fork(above, first)
+        stored, block, setdefault = 1, first, masks.setdefault
         for following in islice(blocks, 1, None):
-            masks[following] = bit
+            if setdefault(following, bit) is not bit:
+                break
             links[block] = following
             block = following
-        stored = len(masks) - before
-        if stored != len(blocks):
-            for block, count in Counter(blocks).items():
-                if count > 1:
-                    self._copies[block << LANE_BITS | lane] = count - 1
-        return stored
+            stored += 1
+        if len(masks) - before == stored:
+            return stored
+        # A block twice in one event: undone, to be counted one by one.
+        for block in {*blocks[:stored]}:
+            del masks[block]
+            links.pop(block, None)
+        return 0
 
     def _store_mixed(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int:
         """Any blocks, one by one. Returns how many are new to the lane."""
         masks, links = self._masks, self._links
         fresh, stored = True, 0
+        old, joined = 0, bit  # Neighbours mostly have one mask: then they share one integer.
         for block in blocks:
             mask = masks.get(block, 0)
             if mask & bit:
                 key = block << LANE_BITS | lane
                 self._copies[key] = self._copies.get(key, 0) + 1
             else:
-                masks[block] = mask | bit
+                if mask is not old:
+                    old, joined = mask, mask | bit
+                masks[block] = joined
                 stored += 1
             # The first link is always looked at: its ends may have come in different events.
             if above is not None and (fresh or not mask) and links.setdefault(above, block) != block:
@@ -215,6 +226,7 @@ class BlockTable:
         """One copy of each block has left the lane. Returns how many of them were not known to be there."""
         masks, links, bit = self._masks, self._links, 1 << lane
         unknown = gone = 0
+        old, left = bit, 0
         for block in blocks:
             mask = masks.get(block, 0)
             if not mask & bit:
@@ -229,7 +241,9 @@ class BlockTable:
                 if isinstance(children, set):
                     self._forked -= len(children)
             else:
-                masks[block] = mask ^ bit
+                if mask is not old:
+                    old, left = mask, mask ^ bit
+                masks[block] = left
                 children = links.get(block)
             if children is not None and (isinstance(children, set) or masks.get(children, 0) & bit):
                 self._leave_behind(lane, bit, children)
