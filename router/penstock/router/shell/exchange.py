@@ -26,6 +26,7 @@ from penstock.router.decisions import (
     live,
 )
 from penstock.router.decisions.leg_forms import first_leg, held_params, second_leg
+from penstock.router.decisions.replay import DONE, ask_for_rest, read_tokens, token_question
 from penstock.router.shell.forms import (
     LAST_CHUNK,
     NOT_FORWARDED,
@@ -35,8 +36,10 @@ from penstock.router.shell.forms import (
     error_event,
     named_by_connection,
 )
+from penstock.router.shell.keepsake import Aborted, Keepsake
 from penstock.router.shell.leg_call import Answer
 from penstock.router.shell.models import ServedModel
+from penstock.router.shell.resumption import Resumption
 from penstock.router.shell.upstream import UpstreamConnection, returned_fields
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ class Exchange:
         "_event_stream",
         "_gateway",
         "_inbound",
+        "_keepsake",
         "_leg",
         "_life",
         "_model",
@@ -110,6 +114,7 @@ class Exchange:
         self._split = split
         self._attempt: Attempt | None = None
         self._leg: Prefill | None = None
+        self._keepsake: Keepsake | None = None
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +127,7 @@ class Exchange:
         self._close = not inbound.keep_alive
         self._code = 0
         self.passing = False
-        """Whether a byte of the response has been given to the client: no other worker may be tried then."""
+        """Whether a response is being given to the client; false again while somebody else is asked for its rest."""
         self.deadline = float("inf")
         """Loop time at which the worker has been silent for too long."""
 
@@ -228,6 +233,9 @@ class Exchange:
             body = first_leg(self._body)
             connection.send(Answer(self._leg_done, self.broke), self._head(connection.worker, body), body)
             return
+        if self._attempt is not None and self._attempt.resumes:
+            self._ask_for_rest(connection)
+            return
         body = self._body
         if self._attempt is not None and self._attempt.transfer is not None:
             body = second_leg(body, self._attempt.transfer.params)
@@ -244,7 +252,58 @@ class Exchange:
         gateway.counters.legs[(self._model.name, "Held" if params else "NothingHeld")] += 1
         self._tell(Prefilled(gateway.loop.time(), status, params))
 
-    def _head(self, worker: Worker, body: bytes) -> bytes:
+    def _ask_for_rest(self, connection: UpstreamConnection) -> None:
+        """Ask for what is missing of a stream; how many tokens the client has is asked first."""
+        kept = self._keepsake
+        assert kept is not None
+        text = kept.transcript.text
+        if kept.tokens is None and text:
+            question = token_question(kept.body, text)
+            sink = Answer(self._counted, self.broke)
+            connection.send(sink, self._head(connection.worker, question, b"/tokenize"), question)
+            return
+        rest = ask_for_rest(kept.body, kept.transcript, kept.tokens or [])
+        taker = Resumption(rest, kept.transcript, self._continued, self._pass_events, self._rest_ended, self.broke)
+        connection.send(taker, self._head(connection.worker, rest.body), rest.body)
+        if self._paused:
+            connection.pause()
+
+    def _counted(self, connection: UpstreamConnection, status: int, answer: bytes) -> None:
+        """The tokens of what was said are known."""
+        kept = self._keepsake
+        assert kept is not None
+        kept.tokens = read_tokens(answer) if status == 200 else None
+        if kept.tokens is None:
+            self._gateway.pool.give(connection)
+            self.broke(Failure.BAD_RESPONSE)
+        elif connection.usable:
+            self._send(connection)
+        else:
+            self._reach(connection.worker, fresh=True)
+
+    def _continued(self, connection: UpstreamConnection) -> bool:
+        """Another worker answered; whether its response is the one to go on with."""
+        self._tell(Answered(self._gateway.loop.time(), connection.status))
+        if self.passing:
+            self._gateway.counters.continued[self._model.name] += 1
+        return self.passing
+
+    def _pass_events(self, data: bytes) -> None:
+        """Give rewritten events to the client."""
+        self.deadline = self._gateway.coarse_now + self._gateway.settings.stream_timeout
+        self._client.pass_on(chunk(data))
+
+    def _rest_ended(self) -> None:
+        """The continuation is whole, if it ended as a stream ends."""
+        kept = self._keepsake
+        assert kept is not None
+        if not kept.transcript.done:
+            self.broke(Failure.RESET)
+            return
+        self._client.pass_on(LAST_CHUNK)
+        self.ended()
+
+    def _head(self, worker: Worker, body: bytes, target: bytes = b"") -> bytes:
         """Head of the request as the worker gets it."""
         inbound = self._inbound
         dropped = NOT_FORWARDED
@@ -253,7 +312,7 @@ class Exchange:
         lines = [
             b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-forwarded-for: %b"
             % (
-                inbound.target,
+                target or inbound.target,
                 worker.host.encode(),
                 worker.port,
                 len(body),
@@ -307,9 +366,12 @@ class Exchange:
         if self._close or self._gateway.draining:
             self._close = True
             fields.append(b"connection: close")
-        # The body frees memory now: it is not needed for another attempt any more.
-        self._gateway.unbuffer(self._inbound)
-        self._body = b""
+        if self._event_stream and self._chunked and not connection.recoded and self._gateway.has_room_to_keep():
+            self._keepsake = Keepsake(self._body)
+        else:
+            # The body frees memory now: it is not needed for another attempt any more.
+            self._gateway.unbuffer(self._inbound)
+            self._body = b""
         self._client.hold(b"\r\n".join((connection.status_line, *fields)) + b"\r\n\r\n")
 
     def body(self, data: bytes) -> None:
@@ -324,7 +386,16 @@ class Exchange:
             gateway.counters.time_to_first_byte[self._model.name].observe(waited)
         self.deadline = gateway.coarse_now + gateway.settings.stream_timeout
         connection = self._connection
-        if connection is not None and connection.recoded and self._chunked:
+        if self._keepsake is not None and connection is not None:
+            try:
+                data = self._keepsake.take(data, whole=connection.between_chunks)
+            except Aborted:
+                connection.abort()
+                self.broke(Failure.RESET)
+                return
+            if not data:
+                return
+        elif connection is not None and connection.recoded and self._chunked:
             data = chunk(data)
         self._client.pass_on(data)
 
@@ -363,7 +434,21 @@ class Exchange:
                 if self._leg is not None:
                     counters.legs[(model, failure)] += 1
         self.deadline = float("inf")
-        self._tell(Failed(self._gateway.loop.time(), failure))
+        mendable = self.passing and self._keepsake is not None and self._keepsake.mendable()
+        if self.passing and self._keepsake is not None and self._keepsake.complete():
+            self._close_stream(self._keepsake)
+            return
+        if mendable:
+            self._connection = None
+            self.passing = False
+            self._client.release_hold()
+        self._tell(Failed(self._gateway.loop.time(), failure, mendable))
+
+    def _close_stream(self, kept: Keepsake) -> None:
+        """The worker was lost when all but the end of the stream had been given."""
+        self._connection = None
+        self._client.pass_on(LAST_CHUNK if kept.transcript.done else chunk(DONE) + LAST_CHUNK)
+        self.ended()
 
     # ---- ends ---------------------------------------------------------------------------------
 
@@ -385,12 +470,16 @@ class Exchange:
         model, failure = self._model.name, action.failure
         self._gateway.counters.cut[(model, failure)] += 1
         message = f"The response broke after its first byte ({failure}); worker {action.worker.name} is not to be had."
+        if self._keepsake is not None:
+            message += f" It was not continued: {self._keepsake.reason or 'nobody could take it over'}."
         self._gateway.log.warning(message, extra={"request": self._request.id, "model": model})
         connection, self._connection = self._connection, None
         self._client.release_hold()
         self._end_life()
         recoded = connection is not None and connection.recoded
         clean = recoded or (connection is not None and connection.between_chunks) or not self._saw_body
+        if self._keepsake is not None:
+            clean = self._keepsake.between_events
         if self._event_stream and self._chunked and clean:
             event = error_event(Fault(502, message, str(failure), type="server_error"))
             self._client.pass_on(chunk(event) + LAST_CHUNK)

@@ -183,6 +183,10 @@ class Gateway:
         inbound.buffered = 0
         inbound.body = []
 
+    def has_room_to_keep(self) -> bool:
+        """Whether a request may be kept until its answer ends, in case its worker is lost."""
+        return self.buffered_bytes <= self.settings.max_buffered_bytes // 2
+
     def serve(self, client: ClientConnection, inbound: Inbound) -> None:
         """Answer a whole request whose head was fine."""
         path = inbound.path

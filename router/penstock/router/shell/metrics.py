@@ -58,6 +58,7 @@ class Counters:
         self.splits: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
         self.legs: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, outcome
         self.leases: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
+        self.continued: defaultdict[str, int] = defaultdict(int)  # model
         self.time_to_first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.duration: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.received_bytes = 0
@@ -90,6 +91,8 @@ class Collector(PrometheusCollector):
         yield _counter("picks", "Picks by policy and reason.", ("policy", "reason"), c.picks)
         split = "Attempts of models with prefill and decode workers, by why their prompt was split or was not."
         yield _counter("splits", split, ("model", "reason"), c.splits)
+        going_on = "Streams carried on by another worker after theirs was lost."
+        yield _counter("continued", going_on, ("model",), _single(c.continued))
         yield _counter("prefill_legs", "Prefill legs by outcome.", ("model", "outcome"), c.legs)
         yield _counter("leases_ended", "Leases of gRPC picks, by how they ended.", ("model", "reason"), c.leases)
         yield _counter("client_gone", "Requests whose client left.", ("model",), _single(c.client_gone))

@@ -186,8 +186,9 @@ class App:
         asked = request.headers.get(b"x-request-id", b"").decode("latin-1") or body.request_id or uuid.uuid4().hex
         name = f"{'chatcmpl' if chat else 'cmpl'}-{asked}"
         details = self._options.prompt_tokens_details
+        continues = isinstance(body, ChatRequest) and body.continue_final_message
         if not body.stream:
-            return WholeReply(exchange, plan, name, chat=chat, details=details)
+            return WholeReply(exchange, plan, name, chat=chat, details=details, continues=continues)
         wanted = body.stream_options or openai.StreamOptions()
         return StreamReply(
             exchange,
@@ -197,6 +198,7 @@ class App:
             details=details,
             usage=wanted.include_usage or self._options.force_include_usage,
             continuous=wanted.include_usage and wanted.continuous_usage_stats,
+            continues=continues,
         )
 
     def _finished(self, name: str, live: Live, end: Finished) -> None:

@@ -37,11 +37,11 @@ class _Text:
         self.reason: str | None = None
         self.stop: int | str | None = None
 
-    def take(self, chat: bool) -> str:
-        """The text that came since the last call; a completion's words begin with a space, since they continue."""
+    def take(self, opens: bool) -> str:
+        """The text that came since the last call; words begin with a space, except where a reply opens."""
         text = "".join(self.pending)
         self.pending.clear()
-        if chat and not self.written and text:
+        if opens and not self.written and text:
             text = text[1:]
         if self.limit is not None:
             text = text[: max(0, self.limit - self.written)]
@@ -53,13 +53,22 @@ class Reply(ABC):
     """What both kinds of answer share: texts, usage, the client's disconnection."""
 
     def __init__(
-        self, exchange: Exchange, generation: Generation, request_id: str, *, chat: bool, details: bool
+        self,
+        exchange: Exchange,
+        generation: Generation,
+        request_id: str,
+        *,
+        chat: bool,
+        details: bool,
+        continues: bool = False,
     ) -> None:
         self.exchange = exchange
         self.generation = generation
         self.id = request_id
         self._key = f"{request_id}-{next(_serial):08x}"
         self.chat = chat
+        self.opens = chat and not continues
+        """Whether the text begins a message; the rest of one, and of a completion, begins with a space."""
         self.created = int(time.time())
         self.texts = [_Text(choice) for choice in generation.choices]
         self.on_gone: Callable[[], None] | None = None
@@ -100,7 +109,7 @@ class Reply(ABC):
         """Cut a choice's text before its stop string; `output` is all it will say."""
         text = self.texts[index]
         if text.choice.stop_text is not None:
-            whole = decode(output) if self.chat else " " + decode(output)
+            whole = decode(output) if self.opens else " " + decode(output)
             text.limit = whole.find(text.choice.stop_text)
 
     def usage(self) -> Usage:
@@ -155,7 +164,7 @@ class WholeReply(Reply):
     def _choice(self, text: _Text) -> openai.CompletionChoice:
         return openai.CompletionChoice(
             index=text.choice.index,
-            text=text.take(chat=False),
+            text=text.take(self.opens),
             finish_reason=text.reason,  # type: ignore[arg-type]
             stop_reason=text.stop,
         )
@@ -163,7 +172,7 @@ class WholeReply(Reply):
     def _chat_choice(self, text: _Text) -> openai.ChatChoice:
         return openai.ChatChoice(
             index=text.choice.index,
-            message=openai.AssistantMessage(content=text.take(chat=True)),
+            message=openai.AssistantMessage(content=text.take(self.opens)),
             finish_reason=text.reason,  # type: ignore[arg-type]
             stop_reason=text.stop,
         )
@@ -182,8 +191,9 @@ class StreamReply(Reply):
         details: bool,
         usage: bool,
         continuous: bool = False,
+        continues: bool = False,
     ) -> None:
-        super().__init__(exchange, generation, request_id, chat=chat, details=details)
+        super().__init__(exchange, generation, request_id, chat=chat, details=details, continues=continues)
         self._usage = usage
         self._continuous = continuous
         self._chunks = ChunkWriter(request_id, self.created, generation.model, chat=chat, usage=usage)
@@ -217,7 +227,7 @@ class StreamReply(Reply):
         return [self._chunks.opening(text.choice.index) for text in self.texts]
 
     def _chunk(self, text: _Text) -> bytes:
-        piece = text.take(self.chat)
+        piece = text.take(self.opens)
         reason, stop = (text.reason, text.stop) if text.finished else (None, None)
         text.finished = False  # Its last chunk is on the way; `_open` knows that it has ended.
         usage = self.usage() if self._continuous else None
