@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 from penstock.cli import box as box_verbs
+from penstock.cli.explain import explain
 from penstock.cli.replay import replay
 from penstock.cli.simulate import simulate_command
+from penstock.cli.top import top
 
 app = typer.Typer(
     name="penstock",
@@ -21,6 +23,8 @@ app.command()(box_verbs.status)
 app.command()(box_verbs.logs)
 app.command()(box_verbs.kubeconfig)
 app.command()(box_verbs.binaries)
+app.command()(top)
+app.command()(explain)
 app.command()(replay)
 app.command("simulate")(simulate_command)
 
