@@ -18,7 +18,7 @@ from penstock.autoscaler.decisions.observations import WorkerHistory
 from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, DeploymentView, Key, Pods, PoolView, RoleLoad
 from penstock.autoscaler.shell.cluster import ClusterView
 from penstock.autoscaler.shell.models import Classes, pool_facts, read_classes
-from penstock.autoscaler.shell.objects import Object, Pool, PoolKey, Worker, epoch
+from penstock.autoscaler.shell.objects import Object, Pool, PoolKey, Worker
 from penstock.core.fleet import Signal
 from pydantic import ValidationError
 
@@ -56,6 +56,8 @@ class Views:
         """`samples` gives the history of a worker by `namespace/name`."""
         self._rules, self._samples = rules, samples
         self._memory: dict[Key, _Memory] = defaultdict(_Memory)
+        self._foreign: dict[tuple[str, str], tuple[tuple[str, int | None] | None, float]] = {}
+        """The last write of another manager to each WorkerPool, and when it was first seen."""
 
     def snapshot(self, cluster: ClusterView, history: History, now: float, clock: float) -> ClusterSnapshot:
         """The cluster at `now` (epoch seconds), `clock` on the clock of the samples."""
@@ -78,6 +80,8 @@ class Views:
                 )
         for gone in self._memory.keys() - {view.key for view in views}:
             del self._memory[gone]
+        present = {(pool.key.namespace, pool.name) for group in pools.values() for pool in group}
+        self._foreign = {name: seen for name, seen in self._foreign.items() if name in present}
         limits = {
             name: each.spec.capacity.max
             for name, each in classes.accelerators.items()
@@ -140,8 +144,20 @@ class Views:
             startup_s=_startup(workers) or facts.startup_s or _STARTUP_S,
             give_up_s=facts.provision_s + self._rules.give_up_s,
             exhausted=history.exhausted((pool.key.namespace, pool.name), now),
-            other_writer=_other_writer(pool, now - self._rules.other_writer_s),
+            other_writer=self._recent_writer(pool, now),
         )
+
+    def _recent_writer(self, pool: Pool, now: float) -> str:
+        """Another manager's write counts for a while after it was first seen: the scale subresource keeps no time."""
+        writer, name = _other_writer(pool), (pool.key.namespace, pool.name)
+        if not writer:
+            self._foreign.pop(name, None)
+            return ""
+        seen, since = self._foreign.get(name, (None, now))
+        if seen != (writer, pool.desired):
+            since = now
+        self._foreign[name] = ((writer, pool.desired), since)
+        return writer if now - since <= self._rules.other_writer_s else ""
 
     def _loads(
         self,
@@ -233,10 +249,10 @@ def _startup(workers: Sequence[Worker]) -> float | None:
     return max(0.0, statistics.median(took)) if took else None
 
 
-def _other_writer(pool: Pool, after: float) -> str:
-    """The manager that wrote `replicas` since then, where it is none of ours."""
+def _other_writer(pool: Pool) -> str:
+    """The manager that changed `replicas` last, where it is none of ours: a change takes the field from all others."""
     for entry in pool.managed:
-        writes = "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
-        if writes and entry.get("manager") not in _OURS and (epoch(entry.get("time")) or 0.0) >= after:
+        owns = "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+        if owns and entry.get("manager") not in _OURS:
             return str(entry.get("manager", ""))
     return ""
