@@ -296,12 +296,17 @@ async def test_both_wire_forms_are_followed(events: KvEvents, scripted: Scripted
     await until(lambda: depth(events, slot) == 0)
 
 
-async def test_rubbish_on_the_wire_clears_and_the_stream_goes_on(events: KvEvents, scripted: Scripted):
+DEEP = b"\x93\xcb" + bytes(8) + b"\x91" + b"\x91" * 100_000
+"""A batch whose event is a list in a list in a list."""
+
+
+@pytest.mark.parametrize("rubbish", [b"\xc1rubbish", b"", DEEP])
+async def test_rubbish_on_the_wire_clears_and_the_stream_goes_on(events: KvEvents, scripted: Scripted, rubbish: bytes):
     slot = await follow(events, scripted)
     scripted.publish(stored(*KEYS[:2]))
     await until(lambda: depth(events, slot) == 2)
     scripted.pub.send_multipart([b"one frame"])
-    scripted.history.append(b"\xc1rubbish")
+    scripted.history.append(rubbish)
     scripted.pub.send_multipart(encode_frames("", 1, scripted.history[-1]))
     await until(lambda: depth(events, slot) == 0)
     assert events.stats()[0].knowledge is Knowledge.UNKNOWN

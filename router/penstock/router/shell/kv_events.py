@@ -181,7 +181,7 @@ class _Stream:
             return
         try:
             batch = decode_batch(payload)
-        except WireError as error:
+        except (WireError, RecursionError) as error:  # Nested too deeply is one more way to be unreadable.
             self._unreadable(error)
             self._close_replay()
             self._act(self.tracker.lost(sequence, "a batch could not be read", now))
@@ -191,7 +191,7 @@ class _Stream:
             self.lag = max(0.0, self._owner.wall() - batch.ts)
         self._act(self.tracker.replayed(numbered, now) if replayed else self.tracker.live(numbered, now))
 
-    def _unreadable(self, error: WireError) -> None:
+    def _unreadable(self, error: Exception) -> None:
         self.unreadable += 1
         if self.unreadable & (self.unreadable - 1) == 0:
             extra = {"worker": self.worker.name, "count": self.unreadable, "problem": str(error)}
