@@ -40,13 +40,13 @@ def test_the_smallest_object_has_the_documented_defaults() -> None:
     assert spec.autoscaling.mode is AutoscalingMode.ADVISE
     assert spec.pools[0].role is Role.PREFILL_DECODE
     assert (spec.pools[0].replicas.min, spec.pools[0].replicas.upper) == (1, 1)
-    assert spec.routing.policy == "LeastLoaded"
+    assert spec.routing.policy == "KVAware"
 
 
 def test_reading_ignores_what_another_release_wrote() -> None:
-    newer = {**SMALL, "spec": {**SMALL["spec"], "galaxy": 42, "routing": {"policy": "KVAware", "tuning": {}}}}
+    newer = {**SMALL, "spec": {**SMALL["spec"], "galaxy": 42, "routing": {"policy": "Random", "tuning": {}}}}
     read = ModelDeployment.read(newer)
-    assert read.spec.routing.policy == "KVAware"
+    assert read.spec.routing.policy == "Random"
     assert read.metadata.generation == 3
 
 

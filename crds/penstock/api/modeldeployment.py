@@ -178,7 +178,7 @@ class RoutingSpec(ApiModel):
     """How requests are sent to workers."""
 
     policy: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9]*$", min_length=1, max_length=63)] = (
-        "LeastLoaded"
+        "KVAware"
     )
     """Name of the pick policy; an unknown one is `Accepted=False`."""
 

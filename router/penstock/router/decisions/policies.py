@@ -15,7 +15,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 )
 """Every policy by its name."""
 
-DEFAULT_POLICY = LeastLoaded.name
+DEFAULT_POLICY = KVAware.name
 
 _READERS = frozenset({PrefixAffinity.name, KVAware.name})
 
