@@ -1,6 +1,7 @@
 """Legs of prefill/decode pairs: never after the lease, never with other blocks, and never a place left behind."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ from penstock.router.decisions import (
     live,
 )
 from penstock.router.decisions.leg_forms import can_split, first_leg, held_params, second_leg
-from penstock.router.decisions.split import pick_pair, split_or_not
+from penstock.router.decisions.split import pick_pair, split_or_not, why_split
 
 REQUEST = Request(id="r", model="m", prompt_tokens=1000, max_tokens=100)
 LIMITS, SPLIT = RetryLimits(), SplitLimits()
@@ -144,6 +145,14 @@ def test_pairs_never_cross_domains() -> None:
         assert not isinstance(pick, Rejection) and pick.prefill is not None
         assert fleet.domain[pick.prefill] == fleet.domain[pick.decode]
         fleet.reserve(pick.decode, 1000, 100)
+
+
+def test_a_prefix_cached_at_the_prefill_worker_is_no_reason_to_stay_with_the_decode_worker() -> None:
+    view = pair().view()
+    pick = replace(pick_pair(REQUEST, view, 0.0), expected_hit_tokens=REQUEST.prompt_tokens)  # type: ignore[type-var]
+    assert why_split(REQUEST, view, pick, 0.0, SPLIT) is SplitReason.SPLIT
+    alone = replace(pick, prefill=None)
+    assert why_split(REQUEST, view, alone, 0.0, SPLIT) is SplitReason.LOCAL_CHEAPER
 
 
 def test_a_busy_prefill_worker_is_left_alone() -> None:

@@ -39,7 +39,7 @@ class SplitLimits:
     """When a split pays, and how long what a prefill worker holds may be relied on."""
 
     min_tokens: int = 256
-    """Uncached prompt tokens below which the decode worker prefills by itself."""
+    """Prompt tokens below which the decode worker prefills by itself, whatever the policy says."""
     busy_tokens: int = 65_536
     """Tokens a prefill worker may owe beyond what the decode worker owes before its queue costs more than it saves."""
     attempts: int = 2
@@ -57,9 +57,9 @@ class SplitLimits:
         return self.lease / 2.0
 
 
-def split_or_not(uncached_tokens: int, prefill_load: float, decode_load: float, limits: SplitLimits) -> SplitReason:
-    """Decide for one request, given the tokens that the two workers of its pair owe already."""
-    if uncached_tokens < limits.min_tokens:
+def split_or_not(tokens: int, prefill_load: float, decode_load: float, limits: SplitLimits) -> SplitReason:
+    """Decide for one request of so many prompt tokens, given what the two workers of its pair owe already."""
+    if tokens < limits.min_tokens:
         return SplitReason.SHORT_PROMPT
     if prefill_load > decode_load + limits.busy_tokens:
         return SplitReason.PREFILL_BUSY
@@ -76,9 +76,10 @@ def why_split(request: Request, view: FleetView, pick: Pick, now: float, limits:
         return SplitReason.NO_PREFILL_WORKER
     if pick.prefill is None:
         return SplitReason.LOCAL_CHEAPER
-    uncached = request.prompt_tokens - (pick.expected_hit_tokens or 0)
+    # The pick's expected hit is the prefill worker's. What the decode worker has cached is the policy's to weigh: one
+    # that knows it leaves the prefill worker out.
     loads = outstanding_tokens(view, np.array([pick.prefill, pick.decode]), now)
-    return split_or_not(uncached, float(loads[0]), float(loads[1]), limits)
+    return split_or_not(request.prompt_tokens, float(loads[0]), float(loads[1]), limits)
 
 
 def pick_pair(request: Request, view: FleetView, now: float) -> Pick | Rejection:

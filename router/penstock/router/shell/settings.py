@@ -68,7 +68,7 @@ class Settings:
     retry_deadline: float = _flag(300.0, "time after its arrival in which a request may be tried again")
     attempts: int = _flag(4, "attempts of one request in all, before its first byte")
 
-    split_tokens: int = _flag(256, "uncached prompt tokens from which prefill and decode run on two workers")
+    split_tokens: int = _flag(256, "prompt tokens from which prefill and decode may run on two workers")
     kv_lease: float = _flag(30.0, "how long a prefill worker holds blocks for its peer; the engines' kv_lease_duration")
 
     model_folders: str = _flag("", "comma-separated folders with models' tokenizer files, or hub caches")
