@@ -248,6 +248,41 @@ def test_a_deployment_becomes_pools_sets_pods_and_a_status(cluster: Cluster, ope
         assert pod["metadata"]["labels"]["penstock.dev/revision"] == pool["spec"]["revision"]
 
 
+def test_prefill_and_decode_pools_run_and_a_change_of_kv_compatibility_rolls_both(
+    cluster: Cluster, operator: Operator
+) -> None:
+    sides = [
+        {"name": "p", "role": "Prefill", "acceleratorClasses": ["h100-80g"], "replicas": {"min": 1, "max": 2}},
+        {"name": "d", "role": "Decode", "acceleratorClasses": ["a100-80g"], "replicas": {"min": 2, "max": 4}},
+    ]
+    running_deployment(cluster, workers="3/3", disaggregation="Always", pools=sides)
+    assert cluster.condition("Accepted")["status"] == "True"
+    pools = {pool["spec"]["role"]: pool["spec"] for pool in cluster.all("wpool")}
+    assert set(pools) == {"Prefill", "Decode"} and pools["Prefill"]["kvHash"] == pools["Decode"]["kvHash"]
+    old = pods_by_hash(cluster)
+    assert list(old) == [pools["Prefill"]["kvHash"]]
+    cluster.patch("mdep", "llama", {"engine": {"args": ["--block-size", "32"]}})
+
+    def rolled() -> bool:
+        now = pods_by_hash(cluster)
+        assert any({"Prefill", "Decode"} <= roles for roles in now.values()), f"no pair left: {now}"
+        return len(now) == 1 and now != old and cluster.workers() == "3/3"
+
+    eventually(rolled, "both sides of the new hash only")
+
+
+def pods_by_hash(cluster: Cluster) -> dict[str, set[str]]:
+    """Roles of the ready pods that stay, by KV hash."""
+    found: dict[str, set[str]] = {}
+    for pod in cluster.all("pods"):
+        conditions = pod["status"].get("conditions", [])
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+        if ready and "deletionTimestamp" not in pod["metadata"]:
+            hash_ = pod["metadata"]["annotations"]["penstock.dev/kv-hash"]
+            found.setdefault(hash_, set()).add(pod["metadata"]["labels"]["penstock.dev/role"])
+    return found
+
+
 def test_nothing_is_marked_and_nothing_blocks(cluster: Cluster, operator: Operator) -> None:
     running_deployment(cluster)
     for kind in ("mdep", "wpool", "rs", "configmap"):
