@@ -190,3 +190,16 @@ def test_a_bare_pod_and_a_bare_node_are_read_without_fuss():
     allocatable = {"cpu": "8", "example.com/x": "2", "a/b": "1k"}
     node = read_node({"metadata": {"name": "n"}, "status": {"allocatable": allocatable}})
     assert node.allocatable == {"example.com/x": 2} and not node.ready
+
+
+def test_what_the_autoscaler_cannot_do_is_degraded_and_its_part_is_left_alone(world):
+    started(world)
+    stored = world.objects["ModelDeployment", "llama"]
+    said = {"degraded": "SignalsMissing", "message": "workers do not answer"}
+    stored["status"]["recommendation"] = said
+    assert told(world, "Degraded") == ("True", "SignalsMissing", "workers do not answer")
+    assert told(world, "Ready")[0] == "True", "what serves goes on serving"
+    stored["status"]["recommendation"] = {"degraded": "", "reason": "enough"}
+    assert told(world, "Degraded")[:2] == ("False", "AsExpected")
+    stored["status"]["recommendation"] = {"degraded": "", "reason": "another sentence"}
+    assert not [w for w in desired(world.observe()).writes if w.subresource == "status"], "news of others moves us not"
