@@ -156,3 +156,22 @@ def test_a_change_of_kv_compatibility_rolls_under_load(apart: Cluster) -> None:
         finally:
             stop.set()
         assert sum(future.result() for future in running) > 0
+
+
+def test_twenty_streams_outlive_their_decode_worker(apart: Cluster) -> None:
+    expected = [stream(apart, prompt(n, 300), 80) for n in range(40, 60)]
+    begun = threading.Semaphore(0)
+    victim = workers(apart, "Decode")[0]
+    with ThreadPoolExecutor(20) as pool:
+        running = [pool.submit(stream, apart, prompt(n, 300), 80, begun) for n in range(40, 60)]
+        for _ in range(20):
+            assert begun.acquire(timeout=60), "twenty streams never ran at once"
+        assert apart.kill_pod_process(victim, "penstock.workers.simulated") >= 1
+        streams = [future.result() for future in running]
+    assert [text for text, _ in streams] == [text for text, _ in expected]
+    for (_, usage), (_, whole) in zip(streams, expected, strict=True):
+        assert {k: usage[k] for k in COUNTS} == {k: whole[k] for k in COUNTS}
+    wait_for("the decode worker is back", lambda: all_ready(apart), 120)
+
+
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
