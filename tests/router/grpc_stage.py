@@ -1,5 +1,6 @@
 """A gRPC server on a real socket over workers that need not exist: `Pick` never talks to them."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from penstock.router.decisions.explain import ExplainLog
 from penstock.router.shell.discovery.static import install
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
+from penstock.router.shell.prompts import Prompts
 from penstock.router.shell.rpc.server import RpcServer
 from penstock.router.shell.settings import Settings
 
@@ -22,6 +24,7 @@ class Stage:
     fleet: Fleet
     models: ModelTable
     counters: Counters
+    prompts: Prompts
     address: str
 
 
@@ -32,9 +35,11 @@ async def serving(workers: int = 3, policy: str = "LeastLoaded", **changes: obje
     fleet, models, counters = Fleet(max_in_flight=settings.max_in_flight), ModelTable(), Counters()
     known = [Worker(f"ns/w{i}", "10.0.0.1", 8000 + i, "m", deployment="d", pool="serve") for i in range(workers)]
     install(known, fleet, models, find_policy(policy), 1)
-    server = RpcServer(settings, fleet, models, counters, ExplainLog(fleet, settings.explain_picks))
+    prompts = Prompts(settings, fleet, asyncio.get_running_loop().time)
+    server = RpcServer(settings, fleet, models, counters, ExplainLog(fleet, settings.explain_picks), prompts)
     port = await server.start()
     try:
-        yield Stage(server, fleet, models, counters, f"127.0.0.1:{port}")
+        yield Stage(server, fleet, models, counters, prompts, f"127.0.0.1:{port}")
     finally:
         await server.stop(0)
+        await prompts.close()

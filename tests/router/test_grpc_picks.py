@@ -11,7 +11,9 @@ from penstock.router.client import Retries, RouterClient, RouterError
 from penstock.router.decisions import find_policy
 from penstock.router.shell.models import ServedModel
 from penstock.router.shell.rpc.refusals import Refused
+from penstock.router.shell.tokens import TokenCollector
 from penstock.router.v1 import router_pb2 as pb
+from prometheus_client import CollectorRegistry, generate_latest
 
 ONCE = Retries(attempts=1)
 
@@ -190,14 +192,15 @@ async def test_a_request_whose_time_is_over_is_refused() -> None:
     """The call's own deadline is the request's, where it ends first."""
     async with serving() as stage:
         for remaining, deadline_ms, refused in ((0.0, 60_000, True), (60.0, 60_000, False), (None, 0, False)):
-            outcome = answered(stage, asked(deadline_ms=deadline_ms), remaining)
+            outcome = await answered(stage, asked(deadline_ms=deadline_ms), remaining)
             assert (outcome == "DeadlinePassed") == refused
 
 
-def answered(stage: Stage, message: pb.PickRequest, remaining: float | None) -> str:
+async def answered(stage: Stage, message: pb.PickRequest, remaining: float | None) -> str:
     """The service's own answer to a call that has so many seconds left: a worker, or the reason of its refusal."""
     try:
-        _, answer = stage.server.service.decide(message, remaining)
+        service = stage.server.service
+        _, answer = service.decide(message, await service.describe(message, remaining))
     except Refused as refused:
         return refused.reason
     return answer.worker.name
@@ -302,3 +305,33 @@ async def test_a_pair_is_picked_within_one_domain_and_both_hold_a_place() -> Non
         assert stage.fleet.reservations == 0
         failed = stage.fleet.slot_of(picks[2].worker.name)
         assert stage.fleet.failures.sum() == stage.fleet.failures[failed] <= 1, "a prefill worker is not blamed"
+
+
+@pytest.mark.parametrize("form", ["hashes", "ids"])
+async def test_a_prompt_goes_where_it_was_sent_before(form: str) -> None:
+    """Whichever way its blocks are told; what the caller says of the engine's own count reaches the hit ledger."""
+    ids = list(range(70))
+    named = {
+        "hashes": {"block_hashes": pb.BlockHashes(hashes=[bytes([i]) * 32 for i in range(4)], prompt_tokens=70)},
+        "ids": {"token_ids": pb.TokenIds(ids=ids)},
+    }[form]
+    async with serving(workers=4, policy="KVAware") as stage, RouterClient(stage.address) as client:
+        first = await client.pick(asked(**named))
+        await client.release(first.lease_id)
+        again = await client.pick(asked(**named, request_id="again"))
+        assert again.worker.name == first.worker.name
+        assert again.expected_hit_tokens == 64
+        assert (await client.explain("again")).picks[0].expected_hit_tokens == 64
+        await client.release(again.lease_id, usage=pb.Usage(prompt_tokens=70, cached_tokens=48))
+        other = await client.pick(asked(prompt_tokens=70))
+        assert not other.expected_hit_tokens
+        seen = [line for line in hit_lines(stage) if not line.endswith(" 0.0")]
+        assert any("48.0" in line for line in seen), seen
+        assert any("64.0" in line for line in seen), seen
+
+
+def hit_lines(stage: Stage) -> list[str]:
+    """What the metrics say of predicted and measured hits."""
+    registry = CollectorRegistry()
+    registry.register(TokenCollector(stage.prompts.tokens.counts, stage.prompts.books))
+    return [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]

@@ -101,7 +101,10 @@ class Router:
         # gRPC takes 20 MB to import: only those who serve it pay.
         from penstock.router.shell.rpc.server import RpcServer
 
-        self._rpc = RpcServer(self.settings, self.fleet, self.models, self.gateway.counters, self.gateway.explanations)
+        gateway = self.gateway
+        self._rpc = RpcServer(
+            self.settings, self.fleet, self.models, gateway.counters, gateway.explanations, self._prompts
+        )
         log.info("serving gRPC", extra={"port": await self._rpc.start()})
 
     async def _discover(self) -> None:

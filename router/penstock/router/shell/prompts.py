@@ -124,8 +124,7 @@ class Prompts:
 
     async def describe(self, request: Request, body: bytes, *, chat: bool) -> Request:
         """The request with its prompt's exact tokens and block hashes; as it was where they cannot be told."""
-        self.sync()
-        self._register(request.model)
+        self.follow(request.model)
         naming = BlockNaming(self._block_tokens[request.model], self._settings.kv_hash_seed)
         ask = Ask(request.model, naming, self._engines(request.model))
         try:
@@ -138,6 +137,11 @@ class Prompts:
         hashes = prompts[0].block_hashes if len(prompts) == 1 else ()
         total = sum(prompt.tokens for prompt in prompts)
         return replace(request, prompt_tokens=total, exact_tokens=True, block_hashes=hashes)
+
+    def follow(self, model: str) -> None:
+        """Let picks for this model see who has what cached."""
+        self.sync()
+        self._register(model)
 
     def picked(self, request: Request, pick: Pick) -> None:
         """Remember that this prompt's blocks will be where the pick sends it; a pair leaves them at both ends."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import msgspec
 from penstock.core.fleet import Failure, Fleet, Pick, Request, Scores, Slots, Worker
 from penstock.core.fleet.picks import Term
 from penstock.router.decisions.explain import Explained
@@ -93,6 +94,16 @@ def read_prompt(message: router_pb2.PickRequest) -> Prompt:
     if form == "block_hashes":
         return _read_hashes(message.block_hashes)
     raise invalid("prompt is not set; give one of token_ids, block_hashes, prompt_tokens or text")
+
+
+def completion_body(message: router_pb2.PickRequest) -> bytes | None:
+    """The prompt as the completion request that carries it, for a tokenizer; None where only numbers or hashes came."""
+    form = message.WhichOneof("prompt")
+    if form == "text":
+        return msgspec.json.encode({"model": message.model, "prompt": message.text})
+    if form == "token_ids":
+        return msgspec.json.encode({"model": message.model, "prompt": list(message.token_ids.ids)})
+    return None
 
 
 def _read_hashes(message: router_pb2.BlockHashes) -> Prompt:

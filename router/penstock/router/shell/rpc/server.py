@@ -13,6 +13,7 @@ from penstock.router.decisions import SplitLimits
 from penstock.router.decisions.explain import ExplainLog
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
+from penstock.router.shell.prompts import Prompts
 from penstock.router.shell.rpc.auth import BearerAuth, Tokens, server_credentials
 from penstock.router.shell.rpc.service import Limits, RouterService
 from penstock.router.shell.settings import Settings
@@ -30,9 +31,15 @@ class RpcServer:
     """`penstock.router.v1.Router` on a port."""
 
     def __init__(
-        self, settings: Settings, fleet: Fleet, models: ModelTable, counters: Counters, explanations: ExplainLog
+        self,
+        settings: Settings,
+        fleet: Fleet,
+        models: ModelTable,
+        counters: Counters,
+        explanations: ExplainLog,
+        prompts: Prompts | None = None,
     ) -> None:
-        """Assemble; `OSError` or `ValueError` when certificates or tokens cannot be read."""
+        """Assemble; `OSError` or `ValueError` when tokens cannot be read. Without `prompts` picks go by load."""
         limits = Limits(
             leases=settings.max_leases,
             streams=settings.grpc_max_streams,
@@ -41,7 +48,7 @@ class RpcServer:
             max_lease_seconds=settings.max_lease_seconds,
         )
         loop = asyncio.get_running_loop()
-        self.service = RouterService(fleet, models, counters, explanations, limits, loop.time)
+        self.service = RouterService(fleet, models, counters, explanations, limits, loop.time, prompts)
         self._health = health.aio.HealthServicer()
         self._expiring: asyncio.Task[None] | None = None
         self._settings = settings

@@ -1,6 +1,6 @@
 """What the RPCs do: questions into leases, leases into answers.
 
-Every handler decides without waiting, on the loop that owns the fleet; that is what makes pick-and-reserve atomic.
+Every handler picks and reserves without waiting in between, on the loop that owns the fleet: that makes it atomic.
 """
 
 import asyncio
@@ -15,10 +15,13 @@ from penstock.core.fleet import Fleet, Rejection, Request
 from penstock.router.decisions import SplitLimits
 from penstock.router.decisions.explain import ExplainLog
 from penstock.router.decisions.leases import Lease, Leases, slots_named
+from penstock.router.decisions.policies import reads_prompts
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable, ServedModel
+from penstock.router.shell.prompts import Prompts
 from penstock.router.shell.rpc.forms import (
     check_request,
+    completion_body,
     explanation_message,
     pick_message,
     read_ending,
@@ -57,8 +60,10 @@ class RouterService(router_pb2_grpc.RouterServicer):
         explanations: ExplainLog,
         limits: Limits,
         clock: Callable[[], float],
+        prompts: Prompts | None = None,
     ) -> None:
-        """`clock` is the one the fleet's times are on, in seconds; `explanations` is shared with other doors."""
+        """`clock` is the one the fleet's times are on, in seconds; all but the limits is shared with other doors."""
+        self._prompts = prompts
         self.leases = Leases(fleet)
         self.draining = False
         """Whether new picks are refused because this process is about to end."""
@@ -80,7 +85,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
     ) -> router_pb2.PickResponse:
         """Choose a worker and reserve a place on it."""
         try:
-            lease, answer = self.decide(message, context.time_remaining())
+            lease, answer = self.decide(message, await self.describe(message, context.time_remaining()))
         except Refused as refused:
             await abort(context, refused)
         context.add_done_callback(lambda over: self._undelivered(over, lease))
@@ -93,7 +98,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         await self._open_stream(context)
         try:
             async for message in messages:
-                lease, answer = self._answer(message)
+                lease, answer = await self._answer(message)
                 try:
                     yield answer
                 except BaseException:
@@ -152,16 +157,29 @@ class RouterService(router_pb2_grpc.RouterServicer):
         for lease in self.leases.expire(self._clock()):
             self._counters.leases[(lease.request.model, "Expired")] += 1
 
-    def decide(self, message: router_pb2.PickRequest, remaining: float | None) -> tuple[Lease, router_pb2.PickResponse]:
-        """Grant a lease; raises `Refused`. `remaining` are the seconds the call itself has left."""
+    async def describe(self, message: router_pb2.PickRequest, remaining: float | None) -> Request:
+        """The request a message asks for; raises `Refused`. `remaining` are the seconds the call itself has left.
+
+        Waits for a tokenizer where the policy reads prompts and the caller sent no hashes, and for nothing else.
+        """
         if self.draining:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "Draining", "this router is about to end; ask another one", 0.0)
-        now = self._clock()
         check_request(message)
         model = self._served(message.model)
         made_id = f"{self._id_prefix}-{next(self._seeds):x}"
-        request = read_request(message, model, made_id, _deadline(message, remaining, now))
-        ttl = self._ttl(message)
+        request = read_request(message, model, made_id, _deadline(message, remaining, self._clock()))
+        if self._prompts is None or not reads_prompts(model.policy):
+            return request
+        body = completion_body(message)
+        if body is not None:
+            return await self._prompts.describe(request, body, chat=False)
+        self._prompts.follow(model.name)
+        return request
+
+    def decide(self, message: router_pb2.PickRequest, request: Request) -> tuple[Lease, router_pb2.PickResponse]:
+        """Grant a lease; raises `Refused`. Picks and reserves without waiting in between."""
+        model = self._served(request.model)
+        ttl, now = self._ttl(message), self._clock()
         if len(self.leases) >= self._limits.leases:
             text = f"this router holds {len(self.leases)} leases, as many as it may; release some, or try again"
             raise self._refuse(request, Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "TooManyLeases", text, 1.0))
@@ -172,6 +190,8 @@ class RouterService(router_pb2_grpc.RouterServicer):
             raise self._refuse(request, Refused.of(granted))
         self._counters.picks[(granted.pick.policy, granted.pick.reason)] += 1
         self._explanations.remember(request, granted.pick, 1, now)
+        if self._prompts is not None:
+            self._prompts.picked(request, granted.pick)
         log.debug("picked", extra={"request": request.id, "lease": lease_id, "tenant": message.tenant})
         return granted, pick_message(granted, ttl, self._fleet)
 
@@ -196,16 +216,28 @@ class RouterService(router_pb2_grpc.RouterServicer):
         lease = self.leases.end(message.lease_id, ending, self._clock())
         if lease is not None:
             self._counters.leases[(lease.request.model, ending.value)] += 1
+            self._compare(lease, message.usage)
         return router_pb2.ReleaseResponse(released=lease is not None)
 
-    def _answer(self, message: router_pb2.PickStreamRequest) -> tuple[Lease | None, router_pb2.PickStreamResponse]:
+    def _compare(self, lease: Lease, usage: router_pb2.Usage) -> None:
+        """Set the hit that was expected against the one the caller says its engine reported."""
+        pick, request = lease.pick, lease.request
+        if self._prompts is None or pick.expected_hit_tokens is None or not request.exact_tokens:
+            return
+        if lease.prefill is None and usage.HasField("cached_tokens") and usage.cached_tokens <= request.prompt_tokens:
+            measured = usage.cached_tokens
+            self._prompts.books.record(request.model, request.prompt_tokens, pick.expected_hit_tokens, measured)
+
+    async def _answer(
+        self, message: router_pb2.PickStreamRequest
+    ) -> tuple[Lease | None, router_pb2.PickStreamResponse]:
         """Answer one question of a stream; what is wrong with it is an answer too."""
         answer = router_pb2.PickStreamResponse(correlation_id=message.correlation_id)
         lease = None
         question = message.WhichOneof("question")
         try:
             if question == "pick":
-                lease, picked = self.decide(message.pick, None)
+                lease, picked = self.decide(message.pick, await self.describe(message.pick, None))
                 answer.pick.CopyFrom(picked)
             elif question == "release":
                 answer.release.CopyFrom(self._release(message.release))
