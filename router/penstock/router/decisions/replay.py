@@ -204,6 +204,8 @@ def why_not(body: bytes, transcript: Transcript) -> str:
         fields = _object.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return "the request cannot be read again"
+    if odd := _odd_field(fields):
+        return f"the request's {odd} is of an unknown form"
     for name, what in _NOT_CONTINUED.items():
         if fields.get(name):
             return f"a request with {what} cannot be continued"
@@ -212,6 +214,19 @@ def why_not(body: bytes, transcript: Transcript) -> str:
     if (fields.get("response_format") or {"type": "text"}) != {"type": "text"}:
         return "a request with structured output cannot be continued"
     return _why_not_prompt(fields)
+
+
+def _odd_field(fields: dict[str, Any]) -> str:
+    """A field whose type is not the usual one, though an engine may have understood it; empty where there is none."""
+    for name in ("n", "best_of", "max_tokens", "max_completion_tokens", "min_tokens"):
+        if type(fields.get(name)) not in (int, type(None)):
+            return name
+    if not isinstance(fields.get("stream_options") or {}, dict):
+        return "stream_options"
+    messages = fields.get("messages") or []
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return "messages"
+    return ""
 
 
 def _why_not_prompt(fields: dict[str, Any]) -> str:
@@ -290,7 +305,8 @@ def _continue_chat(fields: dict[str, Any], text: str) -> None:
 
 def wants_usage(body: bytes) -> bool:
     """Whether a request asks for token counts at the end of its stream."""
-    return bool((_object.decode(body).get("stream_options") or {}).get("include_usage"))
+    options = _object.decode(body).get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
 class WorkerError(Exception):
