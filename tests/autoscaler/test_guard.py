@@ -75,6 +75,13 @@ def test_a_start_is_no_silence() -> None:
     assert (result.moves, result.degraded) == ({NAME: 6}, None)
 
 
+def test_no_request_yet_is_no_silence() -> None:
+    result = guarded(view(pool(replicas=6), loads={"PrefillDecode": load(0.0)}, mix=None))
+    assert (result.moves, result.degraded) == ({NAME: 6}, None)
+    thin = guarded(view(pool(replicas=6), loads={"PrefillDecode": load(0.0, coverage=0.5)}, mix=None))
+    assert thin.degraded is not None
+
+
 def test_another_writer_stops_everything() -> None:
     result = guarded(view(pool(replicas=2, other_writer="keda"), loads={"PrefillDecode": load(90.0)}))
     assert result.moves == {NAME: 2}

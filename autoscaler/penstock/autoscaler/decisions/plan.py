@@ -8,7 +8,7 @@ throughput never does.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from penstock.autoscaler.decisions.capacity import MARGINS, Margins, Throughput, throughput
@@ -23,7 +23,9 @@ class Why(StrEnum):
     OFF = "Off"
     """The deployment's mode is Off."""
     UNMEASURED = "Unmeasured"
-    """No load was ever measured: what there is is held."""
+    """No load was ever measured, or not lately: what there is is held."""
+    UNUSED = "Unused"
+    """No request was seen yet, so nothing is known of their tokens: what there is is held."""
     NO_PROFILE = "NoProfile"
     """Nothing says how fast a worker is: what there is is held."""
     LOAD = "Load"
@@ -104,11 +106,14 @@ def _switched_off(view: DeploymentView, rules: PlanRules) -> DeploymentPlan | No
 
 
 def _without_data(view: DeploymentView, rules: PlanRules) -> DeploymentPlan | None:
-    if view.mix is None or not view.loads:
+    if not view.loads:
         return _hold(view, Why.UNMEASURED, "no load was measured yet, so the workers stay as they are")
     old = [f"{role} {load.age_s:.0f} s" for role, load in view.loads.items() if load.age_s > rules.max_age_s]
     if len(old) == len(view.loads):
         return _hold(view, Why.UNMEASURED, f"the last known load is old ({', '.join(old)}); the workers stay")
+    if view.mix is None:
+        unused = _hold(view, Why.UNUSED, "no request was seen yet, so the workers stay as they are")
+        return replace(unused, certain=_certain(view, rules))
     return None
 
 
