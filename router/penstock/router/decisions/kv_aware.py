@@ -53,7 +53,7 @@ class KVAware:
         if side is None:
             return no_candidate(request, view)
         cached = view.cached_tokens(request)
-        hits = 0.0 if cached is None else cached[side.slots]
+        hits = 0.0 if cached is None else cached[side.rows]
         estimate = whole(side, view, request, hits, now)
         mates = side_of(view, request.model, PREFILL)
         split = None if mates is None else _paired(side, mates, view, request, estimate, cached, now)
@@ -86,7 +86,7 @@ def _overloaded(side: Side, view: FleetView, hits: Floats | float) -> NDArray[np
     """Who has twice the mean number of requests already, where caches could draw a crowd; `None` for nobody."""
     if isinstance(hits, float) or not hits.any():
         return None
-    flight = view.in_flight[side.slots]
+    flight = view.in_flight[side.rows]
     barred = flight >= max(2, 2 * (int(flight.sum()) + 1) // len(side))
     return barred if barred.any() else None
 
@@ -96,7 +96,7 @@ def _paired(
 ) -> _Split | None:
     """Judge each decode worker with the best prefill worker of its domain; `None` when no domain has both."""
     chosen = np.full(len(side), -1)
-    half = prefill_half(mates, view, request, 0.0 if cached is None else cached[mates.slots])
+    half = prefill_half(mates, view, request, 0.0 if cached is None else cached[mates.rows])
     order = _prefill_order(mates, view, request, half)
     for domain in np.unique(side.domain[side.decodes_only]):
         here = np.flatnonzero(mates.domain == domain)
@@ -178,7 +178,9 @@ def _made(
 
 
 def _terms(estimate: Estimate, indexed: bool, transfer: Floats | None, priced: bool) -> tuple[Term, ...]:
-    hits = np.broadcast_to(estimate.hits if indexed else np.nan, estimate.ttft.shape)
+    hits = estimate.hits
+    if isinstance(hits, float):
+        hits = np.full(estimate.ttft.shape, hits if indexed else np.nan)
     return (
         ("hit_tokens", hits),
         ("queue_ms", estimate.queue),

@@ -26,7 +26,7 @@ def outstanding_tokens(view: FleetView, slots: Slots, now: float) -> Scores:
     return load
 
 
-def foreign_requests(view: FleetView, slots: Slots, now: float) -> NDArray[np.float64] | float:
+def foreign_requests(view: FleetView, slots: Slots | slice, now: float) -> NDArray[np.float64] | float:
     """Requests at each worker that are not ours, shape like `slots`; plain 0.0 when nobody was sampled lately."""
     if not view.sampled:
         return 0.0

@@ -45,7 +45,8 @@ class Side:
     """The candidates for one half of the work, with all of theirs that only membership changes; arrays are (n,)."""
 
     slots: Slots
-    prefill: Floats  # (n, 3)
+    rows: Slots | slice
+    """The slots as columns are best read: a slice where they lie side by side, which copies nothing."""
     prefill_base: Floats
     prefill_slope: Floats
     prefill_square: Floats
@@ -94,7 +95,10 @@ def side_of(view: FleetView, model: str, roles: Roles) -> Side | None:
 
 def prefill_times(side: Side, view: FleetView, request: Request, hits: Floats | float) -> tuple[Floats, Floats]:
     """(queue, own): ms until this request's prefill would begin, and ms it would take, shape (n,)."""
-    queue = np.einsum("ij,ij->i", view.pending[side.slots], side.prefill)
+    pending = view.pending[side.rows]
+    queue = pending[:, 0] * side.prefill_base
+    queue += pending[:, 1] * side.prefill_slope
+    queue += pending[:, 2] * side.prefill_square
     prompt = float(request.prompt_tokens)
     own = side.prefill_slope * (prompt - hits)
     own += side.prefill_base
@@ -104,10 +108,10 @@ def prefill_times(side: Side, view: FleetView, request: Request, hits: Floats | 
 
 def decode_times(side: Side, view: FleetView, request: Request, now: float) -> tuple[Floats, Floats, Floats]:
     """(tpot, added, others): ms per token with it in the batch, ms it adds to all passes, requests that decode now."""
-    slots = side.slots
+    rows = side.rows
     output = float(min(request.max_tokens, TYPICAL_OUTPUT))
-    requests = view.in_flight[slots] + foreign_requests(view, slots, now)
-    context = view.context_tokens[slots] + float(request.prompt_tokens)
+    requests = view.in_flight[rows] + foreign_requests(view, rows, now)
+    context = view.context_tokens[rows] + float(request.prompt_tokens)
     tpot = side.decode_slope * (requests + 1.0)
     tpot += side.context_slope * context
     tpot += side.floor
@@ -116,7 +120,7 @@ def decode_times(side: Side, view: FleetView, request: Request, now: float) -> t
     added = side.context_slope * (request.prompt_tokens + output / 2.0)
     added += side.decode_slope
     added *= output
-    return tpot, added, np.maximum(requests - view.pending[slots, 0], 0.0)
+    return tpot, added, np.maximum(requests - view.pending[rows, 0], 0.0)
 
 
 def whole(side: Side, view: FleetView, request: Request, hits: Floats | float, now: float) -> Estimate:
@@ -159,7 +163,7 @@ def _side(view: FleetView, slots: Slots) -> Side:
     known = profiled & decode_profiled
     return Side(
         slots=slots,
-        prefill=prefill,
+        rows=_rows(slots),
         prefill_base=prefill[:, 0].copy(),
         prefill_slope=prefill[:, 1].copy(),
         prefill_square=prefill[:, 2].copy(),
@@ -175,6 +179,11 @@ def _side(view: FleetView, slots: Slots) -> Side:
         domain=view.domain[slots],
         priced=bool(priced.any()),
     )
+
+
+def _rows(slots: Slots) -> Slots | slice:
+    first, last = int(slots[0]), int(slots[-1])
+    return slice(first, last + 1) if last - first + 1 == slots.size else slots  # slots are in order, each once
 
 
 _DECODE = 2  # Role.DECODE, as the column holds it.
