@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from penstock.cli.main import app
 from penstock.core.reports import Report
+from penstock.router.decisions.policies import DEFAULT_POLICY
 from typer.testing import CliRunner
 
 HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -37,7 +38,7 @@ def test_a_run_prints_tables_and_writes_the_replay_report(trace: Path, tmp_path:
     assert (report.requests.total, report.requests.completed) == (40, 40)
     assert report.output_tokens == sum(5 + n for n in range(40))
     assert report.objectives == {"ttft_seconds": 2.0, "tpot_seconds": 0.1}
-    assert report.run["policy"] == "LeastLoaded"
+    assert report.run["policy"] == DEFAULT_POLICY
     assert report.run["resources"]["total"]["joules"] > 0
 
 

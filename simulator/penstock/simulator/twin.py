@@ -174,6 +174,8 @@ class Twin:
         asked = self.trace.requests
         if index + 1 < len(asked):
             self.events.at(asked[index + 1].arrival_s, ARRIVAL, index + 1, self._arrive, index + 1)
+        if self.index is not None:
+            self._catch_up(now)
         one = asked[index]
         request = Request(
             str(index),
@@ -198,7 +200,15 @@ class Twin:
         hashes = self._hashes[index] = block_hashes(one, self.trace.block_tokens, self._block_size)
         return as_bytes(hashes)
 
+    def _catch_up(self, now: float) -> None:
+        """Let the index hear of the blocks that were overwritten up to now, within runs too."""
+        for worker in self.workers:
+            if worker.forgetting:
+                worker.settle(now)
+
     def _resume(self, now: float, index: int) -> None:
+        if self.index is not None:
+            self._catch_up(now)
         self._tell(index, Resumed(now), now)
 
     def began(self, sequence_id: str, now: float) -> None:

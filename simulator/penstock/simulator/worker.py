@@ -37,7 +37,7 @@ class TwinWorker:
 
     __slots__ = (
         "_began", "_events", "_flight", "_listener", "_run", "_steps", "_version", "_waking", "alive", "engine",
-        "meter", "number", "slot", "spec", "steps_before", "walk",
+        "forgetting", "meter", "number", "slot", "spec", "steps_before", "walk",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,8 @@ class TwinWorker:
         self._began = 0.0
         self._version = 0  # Events of older versions are void.
         self._waking = False
+        self.forgetting = False
+        """Whether its cache may lose blocks in the present run, which `settle` tells."""
 
     def submit(self, sequence: Sequence, now: float) -> None:
         """Queue a sequence. Raises ValueError as `Engine.add` does."""
@@ -74,6 +76,7 @@ class TwinWorker:
         self.steps_before += self.engine.stats().steps
         self.engine = Engine(self.spec.config, self.spec.profile)
         self._flight = self._run = None
+        self.forgetting = False
         self._version += 1
         self.alive = False
         return lost
@@ -116,6 +119,7 @@ class TwinWorker:
         span = None if self.walk else self.engine.span()
         if span is not None:
             self._run, self._steps = span, span.steps
+            self.forgetting = self.engine.may_forget(span)
             self._end_after(span.milliseconds(span.steps))
             return
         step = self.engine.schedule(now)
@@ -146,7 +150,7 @@ class TwinWorker:
             self._wake_at(now)
 
     def _end_run(self, run: Span, now: float) -> None:
-        self._run = None
+        self._run, self.forgetting = None, False
         self.meter.pass_over(0, run.milliseconds(self._steps))
         outputs = self.engine.advance(run, self._steps, now)
         if outputs.events:

@@ -40,6 +40,11 @@ class BlockPool:
         return self.size - len(self._references)
 
     @property
+    def empty(self) -> int:
+        """Free blocks that hold nothing: taking one of the others makes the cache forget something."""
+        return self.size - len(self._references) + len(self._blank)
+
+    @property
     def cached(self) -> int:
         """Distinct hashes that can be found."""
         return len(self._copies)
@@ -76,7 +81,9 @@ class BlockPool:
         if count > self.free:
             raise ValueError(f"{count} blocks wanted, {self.free} of {self.size} are free")
         blank, references = self._blank, self._references
-        taken = [blank.pop() for _ in range(min(count, len(blank)))]
+        kept = max(0, len(blank) - count)
+        taken = blank[kept:]
+        del blank[kept:]
         for block in taken:
             references[block] = 1
         if len(taken) < count:

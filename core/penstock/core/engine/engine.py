@@ -184,6 +184,10 @@ class Engine:
         context = sum([active.total for active in queues.running])
         return Span.of(self.profile, steps, batch, context)
 
+    def may_forget(self, span: Span) -> bool:
+        """Whether cached blocks may be overwritten in this span, and `advance` have events to tell. Changes nothing."""
+        return span.sequences * (span.steps // self.config.block_size + 1) > self._pool.empty
+
     def advance(self, span: Span, steps: int, now: float) -> Outputs:
         """Let the first `steps` steps of `span` have happened, the last one ending at `now`; state and outcome are
         those of as many `schedule` and `complete`, but that single tokens are not told (`Outputs.tokens` is empty).
