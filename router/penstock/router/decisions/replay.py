@@ -305,7 +305,10 @@ def _continue_chat(fields: dict[str, Any], text: str) -> None:
 
 def wants_usage(body: bytes) -> bool:
     """Whether a request asks for token counts at the end of its stream."""
-    options = _object.decode(body).get("stream_options")
+    try:
+        options = _object.decode(body).get("stream_options")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
