@@ -66,6 +66,12 @@ def test_prefill_and_decode_are_sized_for_the_same_load() -> None:
     assert planned(starved).needs == {"Prefill": 60.0, "Decode": 60.0}
 
 
+def test_a_backlog_is_worked_off_within_a_start_up() -> None:
+    waiting = load(4.0, waiting=120.0)
+    assert planned(view(pool(startup_s=30.0), loads={"PrefillDecode": waiting})).needs == {"PrefillDecode": 8.0}
+    assert planned(view(pool(startup_s=1.0), loads={"PrefillDecode": waiting})).needs == {"PrefillDecode": 12.0}
+
+
 def test_the_ratio_follows_the_mix_of_tokens() -> None:
     def ratio(mix: TokenMix) -> float:
         moves = planned(replace(split(60.0), mix=mix)).moves

@@ -42,7 +42,7 @@ class PlanRules:
 
     margins: Margins = MARGINS
     drain_s: float = 15.0
-    """Seconds in which what is waiting now is to be worked off, beside what arrives."""
+    """Seconds, or a start-up if that is longer, in which what waits now is worked off beside what arrives."""
     max_age_s: float = 20.0
     """Load measured longer ago is not acted on."""
     least_coverage: float = 0.9
@@ -163,7 +163,9 @@ def _hold(view: DeploymentView, why: Why, reason: str) -> DeploymentPlan:
 
 def _needs(view: DeploymentView, rules: PlanRules) -> dict[str, float]:
     """Requests per second for each role. Every request is decoded, so a starved decode pool is sized by prefill."""
-    measured = {role: load.rate + load.waiting / rules.drain_s for role, load in view.loads.items()}
+    # Workers that come for a backlog start first: it is to be worked off within as long as that takes.
+    drain_s = max(rules.drain_s, *(pool.startup_s for pool in view.pools))
+    measured = {role: load.rate + load.waiting / drain_s for role, load in view.loads.items()}
     most = max(measured.values())
     return {role: most if role != "Prefill" else measured.get(role, most) for role in {p.role for p in view.pools}}
 
