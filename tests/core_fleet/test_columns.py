@@ -157,6 +157,20 @@ def test_turning_ready_forgives() -> None:
     assert fleet.failures[a] == 0 and a in fleet.view().candidates("m")
 
 
+def test_a_prompt_is_taken_as_computed_when_its_time_is_up() -> None:
+    fleet = Fleet()
+    (slot,) = ready(fleet, "a")
+    silent, told, ended = (fleet.reserve(slot, 100, 10) for _ in range(3))
+    for reservation, at in ((silent, 5.0), (told, 4.0), (ended, 3.0)):
+        fleet.prefilled_by(reservation, at)
+    fleet.prefilled(told)
+    fleet.release(ended)
+    fleet.retry_due(4.5)
+    assert fleet.pending[slot, 0] == 1
+    fleet.retry_due(5.0)
+    assert fleet.pending[slot].tolist() == [0, 0, 0] and fleet.in_flight[slot] == 2
+
+
 class Matched:
     """An index that always finds so many blocks in slot i."""
 

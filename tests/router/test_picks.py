@@ -9,8 +9,25 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from penstock.core.fleet import Fleet, Pick, PickReason, Rejection, RejectReason, Request, Role, Worker
-from penstock.router.decisions import POLICIES, find_policy
+from penstock.core.fleet import Failure, Fleet, Pick, PickReason, Rejection, RejectReason, Request, Role, Worker
+from penstock.router.decisions import (
+    POLICIES,
+    Action,
+    Answered,
+    Attempt,
+    Ended,
+    Event,
+    Failed,
+    Life,
+    PassOn,
+    Prefill,
+    Prefilled,
+    Resumed,
+    RetryLimits,
+    SplitLimits,
+    find_policy,
+    live,
+)
 from penstock.router.decisions.kv_aware import LOCAL_TOKENS
 from penstock.router.decisions.policies_hash import drawn
 from penstock.router.decisions.predict import TYPICAL_OUTPUT
@@ -396,3 +413,57 @@ def test_power_of_two_takes_the_less_loaded_of_the_two_it_draws(loads: list[int]
     two = sorted(range(len(loads)), key=lambda s: lots[s])[:2]
     assert picked.decode in two and loads[picked.decode] == min(loads[s] for s in two)
     assert [s for s, score in enumerate(picked.scores) if math.isfinite(score)] == sorted(two)
+
+
+# ---- in the life of a request ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_what_does_not_stream_is_prefilled_when_predicted_what_streams_when_told(streams: bool) -> None:
+    fleet = fleet_of(worker(0))
+    request = replace(REQUEST, streams=streams)
+    life = live(request, fleet, find_policy("KVAware"), RetryLimits(), 10.0, 0)
+    attempt = next(life)
+    assert isinstance(attempt, Attempt) and attempt.pick.predicted_ttft_ms is not None
+    fleet.retry_due(10.0 + attempt.pick.predicted_ttft_ms / 1e3 - 0.001)
+    assert fleet.pending[0, 0] == 1
+    fleet.retry_due(10.0 + attempt.pick.predicted_ttft_ms / 1e3 + 0.001)
+    assert fleet.pending[0, 0] == (1 if streams else 0)
+    life.close()
+    assert fleet.pending[0, 0] == 0 and fleet.reservations == 0
+
+
+def test_two_thousand_lives_with_broken_connections_leave_nothing_behind() -> None:
+    """1 % break before or after the first byte or lose their client; the others end well."""
+    rng = np.random.default_rng(7)
+    fleet = fleet_of(*[worker(i, (Role.PREFILL, Role.DECODE)[i % 2], domain="d") for i in range(8)], held=[8] * 8)
+    policy, now = find_policy("KVAware"), 0.0
+    open_lives: list[tuple[Life, Action]] = []
+    for number in range(2000):
+        life = live(replace(REQUEST, id=str(number)), fleet, policy, RetryLimits(), now, number, SplitLimits())
+        open_lives.append((life, next(life)))
+        while open_lives and (len(open_lives) > 40 or number == 1999):
+            life, action = open_lives.pop(int(rng.integers(len(open_lives))))
+            now += 0.01
+            luck = rng.random()
+            if luck < 0.005:
+                life.close()
+                continue
+            event: Event
+            if isinstance(action, Attempt | Prefill) and luck < 0.01:
+                event = Failed(now, Failure.RESET)
+            elif isinstance(action, Prefill):
+                event = Prefilled(now, 200, b"{}")
+            elif isinstance(action, Attempt):
+                event = Answered(now, 200)
+            elif isinstance(action, PassOn):
+                event = Failed(now, Failure.RESET) if luck < 0.01 else Ended(now)
+            else:
+                event = Resumed(now)
+            try:
+                open_lives.append((life, life.send(event)))
+            except StopIteration:
+                pass
+    assert fleet.reservations == 0
+    assert not fleet.in_flight.any() and not fleet.pending.any() and not fleet.context_tokens.any()
+    assert not fleet.outstanding_tokens.any()

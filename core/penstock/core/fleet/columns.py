@@ -12,6 +12,7 @@ is what makes pick-then-reserve atomic.
 
 import math
 from hashlib import blake2b
+from heapq import heappop, heappush
 from typing import cast
 
 import numpy as np
@@ -52,6 +53,8 @@ class Fleet:
         self._ledger: dict[int, Reservation] = {}
         # Ids of reservations whose prompt is still to be computed.
         self._prefilling: set[int] = set()
+        # A heap of (time, id, reservation).
+        self._prefilled_by: list[tuple[float, int, Reservation]] = []
         self._indexes: dict[str, tuple[PrefixIndex, int]] = {}
         # Slot -> reservation of the one request that tries a half-open worker.
         self._probes: dict[int, int] = {}
@@ -258,6 +261,10 @@ class Fleet:
         self._queue(reservation.slot, reservation.pending, -1.0)
         return True
 
+    def prefilled_by(self, reservation: Reservation, at: float) -> None:
+        """Take the prompt as computed at this time (seconds, the caller's clock) if nobody says so before."""
+        heappush(self._prefilled_by, (at, reservation.id, reservation))
+
     def _queue(self, slot: int, work: tuple[float, float, float], sign: float) -> None:
         pending, at = self._pending, 3 * slot
         pending[at] += sign * work[0]
@@ -327,7 +334,12 @@ class Fleet:
         self._set_breaker(slot, Breaker.OPEN)
 
     def retry_due(self, now: float) -> None:
-        """Let ejected workers whose time is up be tried by one request each. Cheap when none is due."""
+        """Let ejected workers whose time is up be tried by one request each. Cheap when none is due.
+
+        Prompts that are to be taken as computed by now (`prefilled_by`) leave their queues too.
+        """
+        while self._prefilled_by and self._prefilled_by[0][0] <= now:
+            self.prefilled(heappop(self._prefilled_by)[2])
         if now < self._next_retrial:
             return
         is_open = self.used & (self.breaker == Breaker.OPEN)

@@ -9,8 +9,9 @@ class Request:
 
     Token counts may be estimates (`exact_tokens` says so). `block_hashes` are the chained hashes of the
     prompt's whole blocks, empty when nobody computed them. `ttft_ms` and `tpot_ms` are the deployment's objectives,
-    `None` where it has none. `deadline` is on the caller's clock, in seconds;
-    `None` means the client waits as long as it likes. A lower `priority` number goes first, as in vLLM.
+    `None` where it has none. One that does not stream (`streams`) shows nothing of its first token. `deadline` is on
+    the caller's clock, in seconds; `None` means the client waits as long as it likes. A lower `priority` number goes
+    first, as in vLLM.
     """
 
     id: str
@@ -23,6 +24,7 @@ class Request:
     deadline: float | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    streams: bool = True
 
     @property
     def total_tokens(self) -> int:

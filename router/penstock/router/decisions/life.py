@@ -118,11 +118,14 @@ def _attempt(
     resumes = past.broken is not None
     cached = request.prompt_tokens if transfer is not None else expected_hit(pick, slot)
     reservation = fleet.reserve(slot, request.prompt_tokens, request.max_tokens, cached)
+    if not request.streams and pick.predicted_ttft_ms is not None:
+        fleet.prefilled_by(reservation, now + pick.predicted_ttft_ms / 1e3)
     try:
         attempt = Attempt(worker, pick, reservation, past.number, transfer=transfer, resumes=resumes, split=past.split)
         event = yield attempt
         if isinstance(event, Failed) and event.failure is _STALE:
-            event = yield replace(attempt, fresh=True)
+            transfer = past.transfer = still_good(transfer, fleet, slot, event.now)
+            event = yield replace(attempt, fresh=True, transfer=transfer)
         tried = past.excluded | {slot}
         if isinstance(event, Answered) and _is_wanted(event, request, fleet, tried, past, limits):
             if fleet.holds(reservation):

@@ -229,6 +229,7 @@ class Gateway:
             deadline=now + self.settings.retry_deadline,
             ttft_ms=model.ttft_ms,
             tpot_ms=model.tpot_ms,
+            streams=bool(envelope.stream),
         )
         body = strip_transfer_params(body, envelope)
         legs = bool(self.fleet.view().candidates(model.name, _DECODE).size) and can_split(body)
