@@ -119,6 +119,14 @@ def test_no_second_leg_after_the_lease() -> None:
     assert isinstance(late, Prefill) or (isinstance(late, Attempt) and late.transfer is None)
 
 
+def test_a_stale_connection_found_out_after_the_lease_takes_no_blocks_along() -> None:
+    life = started(pair())
+    next(life)
+    life.send(Prefilled(0.0, 200, PARAMS))
+    again = life.send(Failed(SPLIT.usable_lease, Failure.STALE_CONNECTION))
+    assert isinstance(again, Attempt) and again.fresh and again.transfer is None
+
+
 def test_an_engine_error_in_a_second_leg_is_asked_again_without_one() -> None:
     life = started(pair())
     next(life)
