@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from penstock.core.fleet import Failure, Fleet, Pick, Rejection, Request
-from penstock.core.fleet.view import FleetView
 from penstock.router.decisions import (
     Answered,
     Attempt,
@@ -63,23 +62,6 @@ class Lease:
         return self.pick.prefill if self.at_first_leg else None
 
 
-@dataclass(frozen=True, slots=True)
-class WithoutSlots:
-    """A policy that never picks some slots: those the caller says have failed this request."""
-
-    inner: Policy
-    excluded: frozenset[int]
-
-    @property
-    def name(self) -> str:
-        """The inner policy's."""
-        return self.inner.name
-
-    def pick(self, request: Request, view: FleetView, now: float, seed: int) -> Pick | Rejection:
-        """What the inner policy picks among the others."""
-        return self.inner.pick(request, view.without(self.excluded), now, seed)
-
-
 class Leases:
     """All leases of a router process. One thread owns it, the one that owns the fleet."""
 
@@ -110,8 +92,7 @@ class Leases:
         sidecar's business in front of the decode worker; the life stands at its first leg until the caller says how
         the whole ended.
         """
-        chosen = WithoutSlots(policy, excluded) if excluded else policy
-        life = live(request, self._fleet, chosen, _ONE_ATTEMPT, now, seed, split)
+        life = live(request, self._fleet, policy, _ONE_ATTEMPT, now, seed, split, excluded)
         action = next(life)
         if isinstance(action, Refuse):
             life.close()

@@ -51,6 +51,8 @@ class _Past:
 
     excluded: frozenset[int] = frozenset()
     """Slots that failed this request."""
+    barred: frozenset[int] = frozenset()
+    """Slots that are not to be picked whatever happens."""
     number: int = 0
     """Attempts so far."""
     last: tuple[Failure, Worker] | None = None
@@ -74,9 +76,13 @@ def live(
     now: float,
     seed: int,
     split: SplitLimits | None = None,
+    barred: frozenset[int] = frozenset(),
 ) -> Life:
-    """Run one request from its admission to its end. `split` None: its prompt is prefilled where it is decoded."""
-    past = _Past()
+    """Run one request from its admission to its end. `split` None: its prompt is prefilled where it is decoded.
+
+    Slots in `barred` are never picked: the caller knows that they failed this request before.
+    """
+    past = _Past(barred=barred)
     while True:
         answer = _pick(request, fleet, policy, past, now, seed + past.number, split)
         if isinstance(answer, Rejection) and past.excluded and past.number < limits.attempts:
@@ -188,8 +194,8 @@ def _pick(
         return Rejection(RejectReason.DEADLINE_PASSED, message, retry_after=1.0)
     fleet.retry_due(now)
     view = fleet.view()
-    if past.excluded:
-        view = view.without(past.excluded)
+    if past.excluded or past.barred:
+        view = view.without(past.excluded | past.barred)
     answer = policy.pick(request, view, now, seed)
     if not fleet.view().candidates(request.model, _DECODE).size:
         return answer

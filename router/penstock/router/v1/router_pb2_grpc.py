@@ -66,8 +66,9 @@ class RouterServicer:
 
     def Pick(self, request, context):
         """Chooses a worker for one request and reserves a place on it. Never waits for a worker to come free, and for a
-        tokenizer only where the prompt came as text or token ids and the policy reads prompts. A call that is over before it is answered (cancelled, connection lost, deadline) holds nothing; an answer
-        lost on its way ends by its time to live.
+        tokenizer only where the prompt came as text or token ids and the policy reads prompts. A call that is over before
+        it is answered (cancelled, connection lost, deadline) holds nothing; an answer lost on its way ends by its time to
+        live.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
