@@ -26,9 +26,10 @@ NAMESPACE = "signals"
 READ = ["get", "list", "watch"]
 RULES = [
     {"apiGroups": [""], "resources": ["pods"], "verbs": READ},
-    {"apiGroups": ["penstock.dev"], "resources": ["workerpools"], "verbs": READ},
+    {"apiGroups": ["penstock.dev"], "resources": ["modeldeployments", "workerpools"], "verbs": READ},
 ]
-"""What the chart grants; tests of the chart hold it to these."""
+CLASSES = ["acceleratorclasses", "engineclasses", "performanceprofiles"]
+"""What measuring needs to read; the writes of scaling have a test of their own."""
 
 
 class Kubectl:
@@ -89,6 +90,8 @@ def rights(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "rules": RULES,
     }
     kubectl("apply", "-f", "-", stdin=role)
+    kubectl("create", "clusterrole", "reader", "--verb=get,list,watch", f"--resource={_resources()}")
+    kubectl("create", "clusterrolebinding", "reader", "--clusterrole=reader", f"--serviceaccount={NAMESPACE}:reader")
     kubectl("create", "rolebinding", "reader", "--role=reader", f"--serviceaccount={NAMESPACE}:reader")
     config = yaml.safe_load(kubectl.plane.kubeconfig.read_text())
     config["users"] = [
@@ -97,6 +100,10 @@ def rights(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rights") / "kubeconfig"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def _resources() -> str:
+    return ",".join(f"{plural}.penstock.dev" for plural in CLASSES)
 
 
 @contextmanager
@@ -127,7 +134,7 @@ def autoscaler(rights: Path, log: Path) -> Iterator[str]:
     """A running autoscaler; its metrics URL."""
     health, metrics = free_port(), free_port()
     ports = [f"--health-port={health}", f"--metrics-port={metrics}", "--host=127.0.0.1"]
-    arguments = [f"--watch-namespaces={NAMESPACE}", "--scrape-interval=200ms", *ports]
+    arguments = [f"--watch-namespaces={NAMESPACE}", "--scrape-interval=200ms", "--leader-election=false", *ports]
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "penstock.autoscaler", *arguments],
