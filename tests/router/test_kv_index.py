@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.core.wire import AllBlocksCleared, BlockRemoved, BlockStored, to_integer
 from penstock.router.decisions.kv_index import DEFAULT_WORTH, SMALLEST_BUDGET, KVIndex, Tier, table
-from penstock.router.decisions.kv_index.table import BlockTable, capacity
+from penstock.router.decisions.kv_index.budget import capacity
+from penstock.router.decisions.kv_index.table import BlockTable
 
 SLOTS = 4
 Path = tuple[int, ...]
@@ -368,3 +369,13 @@ def test_a_block_twice_in_one_event_is_two_copies():
     index.remove(0, keys[:1])
     assert index.longest_prefix(keys, 2).tolist() == [0, 6]
     assert index.stats().torn_lanes == 1
+
+
+def test_links_that_a_loose_store_left_out_are_made_up_for():
+    index = KVIndex(SMALLEST_BUDGET)
+    keys = chain((1,))
+    index.store(0, keys, linked=False)
+    index.clear(0)
+    index.store(0, keys)
+    index.remove(0, keys[1:2])
+    assert index.longest_prefix(keys, 1).tolist() == [1]

@@ -11,7 +11,7 @@ several tiers) are walked, block by block, for as long as any of them matches; s
 where engines evict tail first, which vLLM does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
@@ -20,7 +20,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.wire import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, Event, as_integer
-from penstock.router.decisions.kv_index.table import LANE_BITS, LOWEST_LANE, BlockTable, capacity, lanes_of
+from penstock.router.decisions.kv_index.budget import capacity
+from penstock.router.decisions.kv_index.prefix import halve, walk
+from penstock.router.decisions.kv_index.table import LANE_BITS, LOWEST_LANE, BlockTable, lanes_of
 
 SMALLEST_BUDGET = 1 << 20
 """Bytes below which an index is refused: it would hold less than one long prompt."""
@@ -378,50 +380,3 @@ class KVIndex:
             tiers.setdefault((slot, rank), []).append((Tier(tier), 1 << lane))
         self._tiered = {c: tuple(t) for c, t in tiers.items() if any(tier is not Tier.GPU for tier, _ in t)}
         self._several = sum(bit for cache in self._tiered.values() for _, bit in cache)
-
-
-def halve(masks: Mapping[int, int], keys: Sequence[int], first: int) -> Iterator[tuple[int, int]]:
-    """`(lanes, depth)` in rising depth: which of the lanes in `first` hold how many of `keys`.
-
-    Masks must shrink along the keys. An interval whose two ends have the same lanes is not looked into.
-    """
-    if not first:
-        return
-    get = masks.get
-    low, at_low, high = 0, first, len(keys) - 1
-    rest = at_high = get(keys[high], 0) & first
-    later: list[tuple[int, int, int, int]] = []  # Intervals right of this one, the nearest last.
-    while True:
-        while at_low != at_high:
-            if high - low == 1:
-                yield at_low & ~at_high, high
-                break
-            middle = (low + high) >> 1
-            at_middle = get(keys[middle], 0) & at_low
-            if at_middle != at_high:
-                later.append((middle, at_middle, high, at_high))
-            high, at_high = middle, at_middle
-        if not later:
-            break
-        low, at_low, high, at_high = later.pop()
-    if rest:
-        yield rest, len(keys)
-
-
-def walk(masks: Mapping[int, int], keys: Sequence[int], lanes: int) -> list[tuple[int, int]]:
-    """`(mask, blocks)`: which of `lanes` hold how many blocks in a row, block by block, until none of them does."""
-    runs: list[tuple[int, int]] = []
-    current, length = 0, 0
-    for key in keys:
-        mask = masks.get(key, 0) & lanes
-        if mask == current:
-            length += 1
-            continue
-        if length:
-            runs.append((current, length))
-        current, length = mask, 1
-        if not mask:
-            return runs
-    if length:
-        runs.append((current, length))
-    return runs

@@ -8,21 +8,19 @@ lanes block by block instead of halving. Links from parent to child are kept for
 leaves a lane leaves a child behind.
 
 What is counted against the budget are *units*: one for a block, two for a second copy, a child of a forked parent or a
-tear. `capacity` says how many units surely fit in so many bytes, however unlucky the sizes of the hash tables.
+tear. `budget.capacity` says how many units surely fit in so many bytes, however unlucky the sizes of the hash tables.
 """
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+from penstock.router.decisions.kv_index.budget import HOT_SHARE, INT_BYTES
+
 LOWEST_LANE = 9
 """Masks of lower lanes would be integers that Python shares, and new entries are told from old ones by identity."""
 LANE_BITS = 16
 """Bits of a lane number inside the key of a copy count."""
-_INT_BYTES = 48
-"""A 64-bit Python integer as the allocator gives it."""
-_HOT_SHARE = 8
-"""One in so many units may be marked as used since the hand last passed."""
 _SWEEP = 4096
 """Units freed and blocks looked at in one go: finding the oldest block means passing the holes evicted ones left."""
 _DEEPEST = 1 << 16
@@ -32,35 +30,6 @@ _UNITS_A_BLOCK = 5
 
 Links = int | set[int]
 """A block's children: the one child, or several."""
-
-
-def unit_bytes(lanes: int) -> int:
-    """Most bytes one unit takes outside the hash tables, masks `lanes` bits wide: key, mask, share of the
-    hot set, place in the list of a sweep."""
-    mask = (24 + 4 * (lanes // 30 + 1) + 15) // 16 * 16
-    return _INT_BYTES + mask + (_INT_BYTES + 112) // _HOT_SHARE + 8
-
-
-def _dict_bytes(entries: int) -> int:
-    """Most bytes a dict takes that has never held more than `entries`.
-
-    CPython grows a full dict to the power of two at or above three times its entries; a place is an index of 4 bytes
-    and two thirds of an entry of 24.
-    """
-    places = 1 << max(3, (3 * entries - 1).bit_length())
-    return places * (4 + 16) + 128
-
-
-def capacity(budget: int, lanes: int) -> int:
-    """Units that surely fit in `budget` bytes: two dicts (masks, links), keys, masks, hot set."""
-    low, high = 0, max(1, budget // 64)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if 2 * _dict_bytes(middle) + middle * unit_bytes(lanes) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def lanes_of(mask: int) -> Iterator[int]:
@@ -75,7 +44,8 @@ class BlockTable:
     """Block hash -> lanes."""
 
     __slots__ = (
-        "_copies", "_forked", "_hot", "_limit", "_links", "_masks", "_tear_count", "_tears", "_torn", "evicted", "held",
+        "_copies", "_forked", "_hot", "_limit", "_links", "_loose", "_masks", "_tear_count", "_tears", "_torn",
+        "evicted", "held",
     )  # fmt: skip
 
     def __init__(self, limit: int) -> None:
@@ -86,6 +56,7 @@ class BlockTable:
         self._copies: dict[int, int] = {}  # hash << LANE_BITS | lane -> copies beyond the first, never zero.
         self._tears: dict[int, set[int]] = {}  # Lane -> its blocks whose parent it may lack; never an empty set.
         self._torn = 0  # Mask of the keys of `_tears`.
+        self._loose = False  # Blocks were stored without links, so any link may be missing.
         self._tear_count = 0  # Blocks in the sets of `_tears`.
         self._forked = 0  # Children in the sets of `_links`.
         self._hot: set[int] = set()  # Used since the hand last passed; empty while there is room.
@@ -117,7 +88,7 @@ class BlockTable:
         tables = (self._masks, self._links, self._copies, self._tears, self._hot)
         sets = sum(sys.getsizeof(c) for c in self._tears.values())
         # Sets of children are seldom; a set entry is 16 bytes, at worst a quarter filled.
-        integers = (2 * len(self._masks) + len(self._copies) + len(self._hot)) * _INT_BYTES
+        integers = (2 * len(self._masks) + len(self._copies) + len(self._hot)) * INT_BYTES
         return sum(map(sys.getsizeof, tables)) + sets + self._forked * 64 + integers
 
     def count(self, block: int, lane: int) -> int:
@@ -154,6 +125,7 @@ class BlockTable:
                 self._store(lane, part, parent)
                 parent = part[-1]
             else:
+                self._loose = True
                 for block in part:
                     self._store(lane, (block,), None)
                     self._tear(lane, block)
@@ -217,7 +189,7 @@ class BlockTable:
                 masks[block] = joined
                 stored += 1
             # The first link is always looked at: its ends may have come in different events.
-            if above is not None and (fresh or not mask) and links.setdefault(above, block) != block:
+            if above is not None and (fresh or not mask or self._loose) and links.setdefault(above, block) != block:
                 self._fork(above, block)
             fresh, above = not mask, block
         return stored
@@ -363,11 +335,11 @@ class BlockTable:
 
     def touch(self, blocks: Iterable[int]) -> None:
         """These blocks were matched: spare them at the hand's next pass."""
-        room = self._limit // _HOT_SHARE - len(self._hot)
+        room = self._limit // HOT_SHARE - len(self._hot)
         if room <= 0:
             # Everything is hot, so nothing is: start again.
             self._hot.clear()
-            room = self._limit // _HOT_SHARE
+            room = self._limit // HOT_SHARE
         self._hot.update(islice(blocks, room))
 
     def _make_room(self, needed: int, parent: int | None = None) -> None:
