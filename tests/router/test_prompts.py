@@ -82,7 +82,7 @@ async def test_after_our_memory_ends_the_engines_events_still_tell() -> None:
     async with engines(2) as ports, httpx.AsyncClient(timeout=30) as client:
         body: dict[str, object] = {"model": "m", "max_tokens": 1}
         workers = ",".join(f"m=http://127.0.0.1:{port}" for port in ports)
-        async with process(f"--workers={workers}", "--policy=KVAware") as p, asyncio.timeout(30):
+        async with process(f"--workers={workers}", "--policy=KVAware") as p, asyncio.timeout(90):
             for number in itertools.count():
                 # The router hears of blocks that are stored after it has subscribed: each time other ones.
                 body["prompt"] = f"{number} {LONG}"
@@ -114,7 +114,7 @@ async def test_a_client_that_leaves_while_its_prompt_is_read_leaves_nothing() ->
             writer.write(head + body)
             await writer.drain()
             writer.close()
-        async with httpx.AsyncClient(timeout=30) as client, asyncio.timeout(30):
+        async with httpx.AsyncClient(timeout=30) as client, asyncio.timeout(90):
             while True:
                 page = await numbers(client, p.metrics)
                 flight = [v for k, v in page.items() if k.startswith("penstock_router_worker_in_flight_requests")]

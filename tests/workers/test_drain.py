@@ -100,11 +100,11 @@ def test_work_is_waited_for(fake: FakeEngine, tmp_path: Path, work: dict):
 
 
 def test_work_between_two_looks_counts(fake: FakeEngine, tmp_path: Path):
-    drain = Drain(tmp_path, fake.port, idle=1.0)
+    drain = Drain(tmp_path, fake.port, idle=3.0)
     for finished in range(1, 8):
         fake.say(finished=finished)
         wait_for_looks(fake, 8)
-    assert drain.process.poll() is None, "seven requests ended within the second that was called idle"
+    assert drain.process.poll() is None, "seven requests ended within the seconds that were called idle"
     assert "idle for" in drain.said()
 
 
