@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,6 +21,7 @@ from penstock.router.client import Retries, RouterClient, RouterError, Tls
 from penstock.router.shell.rpc.auth import Tokens
 from penstock.router.shell.settings import parse_settings
 from penstock.router.v1 import router_pb2 as pb
+from test_process import free_port, process
 
 ONCE = Retries(attempts=1)
 PICK = pb.PickRequest(model="m", prompt_tokens=10, max_tokens=10)
@@ -278,3 +280,26 @@ async def test_explain_names_every_candidate_best_first() -> None:
             await client.explain("nobody")
         with pytest.raises(RouterError, match="request_id"):
             await client.explain("")
+
+
+async def test_the_process_serves_picks_counts_leases_and_drains() -> None:
+    port = free_port()
+    async with (
+        process("--workers=m=http://127.0.0.1:9", f"--grpc-port={port}", "--drain-lag=2") as running,
+        RouterClient(f"127.0.0.1:{port}", retries=ONCE) as client,
+        httpx.AsyncClient() as http,
+    ):
+        held = await client.pick(PICK, timeout=10)
+        assert held.worker.address == "127.0.0.1:9"
+        page = (await http.get(f"{running.metrics}/metrics")).text
+        assert "penstock_router_leases 1.0" in page
+        running.process.terminate()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await client.pick(PICK)
+                except RouterError as error:
+                    assert error.reason == "Draining"
+                    break
+        assert await client.release(held.lease_id), "what runs may still end"
+        assert await asyncio.wait_for(running.process.wait(), 20) == 0
