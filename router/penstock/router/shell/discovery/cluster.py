@@ -26,6 +26,7 @@ from penstock.router.shell.discovery.objects import (
     read_pod,
     router_ready,
 )
+from penstock.router.shell.discovery.sockets import use_owned_sockets
 from penstock.router.shell.gateway import Gateway, unix_now
 from penstock.router.shell.models import ServedModel
 
@@ -45,7 +46,9 @@ async def connect() -> ApiClient:
         config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except config.ConfigException:
         await config.load_kube_config(client_configuration=settings)
-    return ApiClient(settings)
+    api = ApiClient(settings)
+    await use_owned_sockets(api)
+    return api
 
 
 class ClusterDiscovery:
