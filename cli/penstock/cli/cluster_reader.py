@@ -23,7 +23,15 @@ _MAX_ANSWER = 64 * 1024 * 1024
 
 
 class ClusterError(Exception):
-    """The cluster could not be asked, or said no; the message is a sentence for the person."""
+    """The cluster could not be asked, or said no; the message is a sentence for the person.
+
+    `said` is the answer's own sentence, where there was one.
+    """
+
+    def __init__(self, message: str, said: str = "") -> None:
+        """An error with this message."""
+        super().__init__(message)
+        self.said = said
 
 
 def find_kubeconfig(given: Path | None, box: str | None) -> Path | None:
@@ -104,7 +112,8 @@ class ClusterReader:
         except (aiohttp.ClientError, OSError, TimeoutError) as problem:
             raise ClusterError(f"the API server did not answer {path}: {problem or 'no answer in time'}") from None
         if response.status != 200:
-            raise ClusterError(f"the API server answered {response.status} to {path}: {_said(body)}")
+            said = _said(body)
+            raise ClusterError(f"the API server answered {response.status} to {path}: {said}", said)
         return body
 
 

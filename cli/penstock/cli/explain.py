@@ -51,12 +51,14 @@ async def _find(reader: ClusterReader, request_id: str) -> list[Pick]:
         answers = await asyncio.gather(
             *(_ask(reader, router["metadata"], request_id) for router in routers), return_exceptions=True
         )
-    said = []
+    said: list[str] = []
     for answer in answers:
         if isinstance(answer, list):
             return answer
-        said.append(str(answer))
-    raise ClusterError(said[0] if len(said) == 1 else "; ".join(dict.fromkeys(said)))
+        if not isinstance(answer, ClusterError):
+            raise answer
+        said.append(f"router {len(said) + 1} of {len(routers)}: {answer.said or answer}")
+    raise ClusterError("; ".join(said))
 
 
 async def _ask(reader: ClusterReader, router: dict[str, Any], request_id: str) -> list[Pick]:
