@@ -75,6 +75,40 @@ def test_a_start_is_no_silence() -> None:
     assert (result.moves, result.degraded) == ({NAME: 6}, None)
 
 
+def coming_up(decode: Pods) -> DeploymentView:
+    """Prefill serves and is known; decode is not known yet."""
+    both = (pool("Prefill", replicas=6), pool("Decode", replicas=6, pods=decode))
+    return view(*both, loads={"Prefill": load(0.5)})
+
+
+def test_a_role_that_comes_up_is_no_silence() -> None:
+    """A Warning that no worker answers, on a deployment that is merely new, sends somebody looking for a fault."""
+    for decode in (Pods(starting=6), Pods(ready=1, starting=5, ready_s=6.0)):
+        result = guarded(coming_up(decode))
+        assert set(result.moves.values()) == {6}
+        assert result.degraded is None
+        assert said(result)[0] is Refused.STARTING
+        assert "role Decode are coming up" in result.refusals[0].message
+
+
+def test_a_role_that_is_up_and_silent_is_named_alone() -> None:
+    result = guarded(coming_up(Pods(ready=1, starting=5, ready_s=RULES.settle_s)))
+    assert set(result.moves.values()) == {6}
+    assert result.degraded is not None and result.degraded.refused is Refused.SIGNALS_MISSING
+    assert "Decode" in result.degraded.message and "Prefill" not in result.degraded.message
+
+
+def test_the_role_in_doubt_is_told_and_not_the_oldest_one() -> None:
+    both = view(
+        pool("Prefill", replicas=6),
+        pool("Decode", replicas=6),
+        loads={"Prefill": load(0.5, age_s=3.0), "Decode": load(0.5, coverage=0.5)},
+    )
+    result = guarded(both)
+    assert result.degraded is not None
+    assert "Decode is known from 50%" in result.degraded.message and "Prefill" not in result.degraded.message
+
+
 def test_no_request_yet_is_no_silence() -> None:
     result = guarded(view(pool(replicas=6), loads={"PrefillDecode": load(0.0)}, mix=None))
     assert (result.moves, result.degraded) == ({NAME: 6}, None)

@@ -26,6 +26,8 @@ class Refused(StrEnum):
     """Another manager writes replicas: two autoscalers would fight, so ours steps back."""
     SIGNALS_MISSING = "SignalsMissing"
     """Nothing is taken away while the load is not known well enough."""
+    STARTING = "Starting"
+    """Workers of a role are coming up, so its load cannot be known yet; it will be without anybody's doing."""
     SETTLING = "Settling"
     """Nothing is taken away before the load was measured long enough."""
     STABILISING = "Stabilising"
@@ -63,7 +65,8 @@ class GuardRules:
     pause_s: float = 60.0
     """Between two scale-ins of a deployment."""
     settle_s: float = 30.0
-    """Before this has passed since observation began, silence is no news. Not scaled: workers are asked as ever."""
+    """Before this has passed since observation began, or since a role's first worker is ready, silence is no news.
+    Not scaled: workers are asked as ever."""
     retry_s: float = 600.0
     """How long a class that gave no capacity is left alone."""
     out_factor: float = 2.0
@@ -188,6 +191,15 @@ def _not_in_doubt(case: _Case, moves: Moves) -> tuple[Moves, str]:
     return (_no_scale_in(case, moves) if said else moves), said
 
 
+def _started(case: _Case, moves: Moves) -> tuple[Moves, str]:
+    roles = _coming_up(case) if _acts(case) else []
+    if not roles:
+        return moves, ""
+    return _no_scale_in(case, moves), (
+        f"workers of role {', '.join(roles)} are coming up, so its load is not known yet; nothing is taken away before"
+    )
+
+
 def _settled(case: _Case, moves: Moves) -> tuple[Moves, str]:
     if case.plan.certain or not _acts(case):
         return moves, ""
@@ -200,19 +212,32 @@ def _doubt(case: _Case) -> str:
         return case.plan.reason
     if case.now - case.history.since < case.rules.settle_s:
         return ""
-    serving = {pool.role for pool in case.view.pools if pool.pods.ready > 0}
-    known = {role: load for role, load in case.view.loads.items() if role in serving}
-    missing = sorted(serving - set(known))
-    if missing:
-        return f"the load of role {', '.join(missing)} is not known; nothing is taken away until workers answer"
-    worst = max(known.items(), key=lambda item: (item[1].age_s, -item[1].coverage), default=None)
-    if worst is None:
-        return ""
-    role, load = worst
+    return "; ".join(said for role in case.plan.doubtful if (said := _silence(case, role)))
+
+
+def _silence(case: _Case, role: str) -> str:
+    """What is not known of a role whose workers are up long enough to be known; empty for one that is coming up."""
+    load = case.view.loads.get(role)
+    if load is None:
+        if _serving_s(case, role) < case.rules.settle_s:
+            return ""
+        return f"the load of role {role} is not known; nothing is taken away until its workers answer"
     return (
         f"the load of role {role} is known from {load.coverage:.0%} of its workers, {load.age_s:.0f} s ago; nothing is "
         "taken away until they answer"
     )
+
+
+def _coming_up(case: _Case) -> list[str]:
+    """Roles without a ready worker, or whose workers are ready for so short a time that no load can be known."""
+    unknown = [role for role in case.plan.doubtful if case.view.loads.get(role) is None]
+    return [role for role in unknown if _serving_s(case, role) < case.rules.settle_s]
+
+
+def _serving_s(case: _Case, role: str) -> float:
+    """How long a worker of the role has been ready; zero where none is."""
+    ready = (pool.pods.ready_s for pool in case.view.pools if pool.role == role and pool.pods.ready > 0)
+    return max(ready, default=0.0)
 
 
 def _stabilised(case: _Case, moves: Moves) -> tuple[Moves, str]:
@@ -347,6 +372,7 @@ def _within_budget(case: _Case, moves: Moves) -> tuple[Moves, str]:
 CHECKS: tuple[tuple[Refused, _Check], ...] = (
     (Refused.OTHER_WRITER, _other_writer),
     (Refused.SIGNALS_MISSING, _not_in_doubt),
+    (Refused.STARTING, _started),
     (Refused.SETTLING, _settled),
     (Refused.STABILISING, _stabilised),
     (Refused.COOLING_DOWN, _paused),

@@ -7,7 +7,7 @@ throughput never does.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -74,6 +74,8 @@ class DeploymentPlan:
     """Requests per second to be served, by role."""
     certain: bool = False
     """Whether the load was measured lately and on enough of the workers to take some away."""
+    doubtful: tuple[str, ...] = ()
+    """Roles whose load was not."""
 
     @property
     def moves(self) -> dict[str, int]:
@@ -98,7 +100,8 @@ def plan(snapshot: ClusterSnapshot, rules: PlanRules) -> Plan:
 
 def _first_answer(view: DeploymentView, rules: PlanRules) -> DeploymentPlan:
     answers = (method(view, rules) for method in METHODS)
-    return next(answer for answer in answers if answer is not None)
+    chosen = next(answer for answer in answers if answer is not None)
+    return replace(chosen, doubtful=_doubtful(view, rules))
 
 
 def _switched_off(view: DeploymentView, rules: PlanRules) -> DeploymentPlan | None:
@@ -265,10 +268,16 @@ def _served(view: DeploymentView, targets: Mapping[str, Target], role: str) -> f
 
 
 def _certain(view: DeploymentView, rules: PlanRules) -> bool:
-    loads: Iterable[RoleLoad | None] = (view.loads.get(pool.role) for pool in view.pools if pool.replicas > 0)
-    return all(
-        load is not None and load.age_s <= rules.max_age_s and load.coverage >= rules.least_coverage for load in loads
-    )
+    return not _doubtful(view, rules)
+
+
+def _doubtful(view: DeploymentView, rules: PlanRules) -> tuple[str, ...]:
+    roles = sorted({pool.role for pool in view.pools if pool.replicas > 0})
+    return tuple(role for role in roles if not _known_well(view.loads.get(role), rules))
+
+
+def _known_well(load: RoleLoad | None, rules: PlanRules) -> bool:
+    return load is not None and load.age_s <= rules.max_age_s and load.coverage >= rules.least_coverage
 
 
 def _rate(speed: Throughput | None) -> float | None:

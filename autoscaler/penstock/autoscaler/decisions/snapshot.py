@@ -1,5 +1,6 @@
 """What one scaling cycle looks at: deployments, their WorkerPools, and the load on them, at one time."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ class Pods:
     terminating: int = 0
     pending_s: float = 0.0
     """How long the longest of the pending ones has waited."""
+    ready_s: float = math.inf
+    """How long the longest of the ready ones has been so; infinite where nobody says."""
 
     @property
     def live(self) -> int:

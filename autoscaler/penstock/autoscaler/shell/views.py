@@ -4,6 +4,7 @@ Keeps the little that a forecast needs between cycles: the load of the last minu
 tokens, so that a quiet minute does not make a model's requests unknown.
 """
 
+import math
 import statistics
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -229,6 +230,7 @@ def _pods(workers: Sequence[Worker], now: float) -> Pods:
         pending=len(pending),
         terminating=len(workers) - len(living),
         pending_s=max((now - worker.created for worker in pending), default=0.0),
+        ready_s=max((now - w.ready_since for w in living if w.ready and w.ready_since is not None), default=math.inf),
     )
 
 
