@@ -13,48 +13,31 @@ from penstock.router.decisions import (
     Attempt,
     Cut,
     Ended,
-    Event,
     Failed,
-    Life,
     PassOn,
-    Pause,
     Prefill,
     Prefilled,
     Refuse,
-    Resumed,
     SplitLimits,
     live,
 )
 from penstock.router.decisions.leg_forms import first_leg, held_params, second_leg
-from penstock.router.decisions.replay import DONE, ask_for_rest, read_tokens, token_question
-from penstock.router.shell.forms import (
-    LAST_CHUNK,
-    NOT_FORWARDED,
-    NOT_RETURNED,
-    Fault,
-    chunk,
-    error_event,
-    named_by_connection,
-)
+from penstock.router.decisions.replay import DONE
+from penstock.router.shell.continuation import Continuation
+from penstock.router.shell.driver import Driver
+from penstock.router.shell.forms import LAST_CHUNK, chunk, error_event
+from penstock.router.shell.heads import answer_head, request_head
 from penstock.router.shell.keepsake import Aborted, Keepsake
+from penstock.router.shell.last_words import access_record, cut_off, refusal
 from penstock.router.shell.leg_call import Answer
 from penstock.router.shell.models import ServedModel
-from penstock.router.shell.resumption import Resumption
-from penstock.router.shell.upstream import UpstreamConnection, returned_fields
+from penstock.router.shell.upstream import ResponseSink, UpstreamConnection
 
 if TYPE_CHECKING:
     from penstock.router.shell.client import ClientConnection
     from penstock.router.shell.gateway import Gateway
     from penstock.router.shell.inbound import Inbound
     from penstock.router.shell.prompts import Prompts
-
-_STATUS = {
-    RejectReason.NO_WORKERS: 503,
-    RejectReason.WORKERS_BUSY: 429,
-    RejectReason.DEADLINE_PASSED: 503,
-    RejectReason.RETRIES_EXHAUSTED: 502,
-}
-
 
 _TAIL = 4096
 """Bytes at the end of an answer in which its usage stands."""
@@ -72,21 +55,19 @@ class Exchange:
         "_code",
         "_connecting",
         "_connection",
+        "_driver",
         "_event_stream",
         "_gateway",
         "_inbound",
         "_keepsake",
         "_leg",
-        "_life",
         "_model",
         "_paused",
-        "_preparing",
         "_request",
         "_saw_body",
         "_split",
         "_started",
         "_tail",
-        "_timer",
         "deadline",
         "passing",
     )
@@ -110,15 +91,13 @@ class Exchange:
         self._request = request
         self._model = model
         self._started = now
-        self._life: Life | None = None
+        self._driver = Driver(gateway.loop, self._do)
         self._split = split
         self._attempt: Attempt | None = None
         self._leg: Prefill | None = None
         self._keepsake: Keepsake | None = None
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._preparing: asyncio.Task[None] | None = None
         self._tail = (b"", b"")
         self._paused = False
         self._chunked = False
@@ -136,42 +115,27 @@ class Exchange:
     def start(self, seed: int) -> None:
         """Begin."""
         gateway = self._gateway
-        self._life = live(
+        life = live(
             self._request, gateway.fleet, self._model.policy, gateway.retry_limits, self._started, seed, self._split
         )
-        self._do(next(self._life))
+        self._driver.begin(life)
 
     def start_described(self, prompts: "Prompts", *, chat: bool, seed: int) -> None:
         """Begin once the prompt is known as well as it can be."""
-        self._preparing = self._gateway.loop.create_task(self._describe(prompts, chat, seed))
+        self._driver.prepare(self._describe(prompts, chat, seed))
 
     async def _describe(self, prompts: "Prompts", chat: bool, seed: int) -> None:
         try:
             self._request = await prompts.describe(self._request, self._body, chat=chat)
         except Exception:
             self._gateway.log.exception("a prompt could not be described", extra={"request": self._request.id})
-        self._preparing = None
         self.start(seed)
-
-    def _tell(self, event: Event) -> None:
-        """Report what happened and do what is asked next."""
-        if self._life is None:
-            return
-        try:
-            action = self._life.send(event)
-        except StopIteration:
-            self._life = None
-            return
-        self._do(action)
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Attempt):
             self._try(action)
         elif isinstance(action, Prefill):
             self._try_leg(action)
-        elif isinstance(action, Pause):
-            loop = self._gateway.loop
-            self._timer = loop.call_later(action.seconds, lambda: self._tell(Resumed(loop.time())))
         elif isinstance(action, Refuse):
             self._refuse(action)
         elif isinstance(action, Cut):
@@ -185,15 +149,7 @@ class Exchange:
         """Send the request over an idle connection, or make one."""
         self._attempt = attempt
         self._leg = None
-        counters = self._gateway.counters
-        counters.picks[(attempt.pick.policy, attempt.pick.reason)] += 1
-        if not attempt.fresh:
-            now = self._gateway.loop.time()
-            self._gateway.explanations.remember(self._request, attempt.pick, attempt.number, now)
-            if self._gateway.prompts is not None:
-                self._gateway.prompts.picked(self._request, attempt.pick)
-        if attempt.split is not None:
-            counters.splits[(self._model.name, attempt.split)] += 1
+        self._gateway.note_attempt(self._request, attempt)
         self._reach(attempt.worker, attempt.fresh)
 
     def _try_leg(self, leg: Prefill) -> None:
@@ -210,38 +166,36 @@ class Exchange:
 
     async def _connect(self, worker: Worker) -> None:
         """Make a connection within the connect time-out."""
-        gateway = self._gateway
-        try:
-            connection = await gateway.connect(worker)
-        except TimeoutError:
-            outcome = Failure.CONNECT_TIMEOUT
-        except OSError:
-            outcome = Failure.CONNECT_REFUSED
-        else:
-            self._connecting = None
-            gateway.counters.connects["Connected"] += 1
-            self._send(connection)
-            return
+        outcome = await self._gateway.dial(worker)
         self._connecting = None
-        gateway.counters.connects[outcome] += 1
-        self.broke(outcome)
+        if isinstance(outcome, Failure):
+            self.broke(outcome)
+        else:
+            self._send(outcome)
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
         self.deadline = self._gateway.coarse_now + self._gateway.settings.response_timeout
         if self._leg is not None:
-            body = first_leg(self._body)
-            connection.send(Answer(self._leg_done, self.broke), self._head(connection.worker, body), body)
+            self.put(connection, Answer(self._leg_done, self.broke), first_leg(self._body))
             return
         if self._attempt is not None and self._attempt.resumes:
-            self._ask_for_rest(connection)
-            return
-        body = self._body
-        if self._attempt is not None and self._attempt.transfer is not None:
-            body = second_leg(body, self._attempt.transfer.params)
-        connection.send(self, self._head(connection.worker, body), body)
-        if self._paused:
+            assert self._keepsake is not None
+            paused = Continuation(self._keepsake, self).ask(connection) and self._paused
+        else:
+            body = self._body
+            if self._attempt is not None and self._attempt.transfer is not None:
+                body = second_leg(body, self._attempt.transfer.params)
+            self.put(connection, self, body)
+            paused = self._paused
+        if paused:
             connection.pause()
+
+    def put(self, connection: UpstreamConnection, sink: ResponseSink, body: bytes, target: bytes = b"") -> None:
+        """Send a request to the connection's worker (`target` where not the client's); the answer goes to `sink`."""
+        inbound = self._inbound
+        client = self._client.forwarded_for(inbound)
+        connection.send(sink, request_head(inbound, connection.worker, client, len(body), target), body)
 
     def _leg_done(self, connection: UpstreamConnection, status: int, answer: bytes) -> None:
         """The first leg's answer is whole."""
@@ -250,84 +204,39 @@ class Exchange:
         gateway.pool.give(connection)
         params = held_params(answer) if status == 200 else None
         gateway.counters.legs[(self._model.name, "Held" if params else "NothingHeld")] += 1
-        self._tell(Prefilled(gateway.loop.time(), status, params))
+        self._driver.tell(Prefilled(gateway.loop.time(), status, params))
 
-    def _ask_for_rest(self, connection: UpstreamConnection) -> None:
-        """Ask for what is missing of a stream; how many tokens the client has is asked first."""
-        kept = self._keepsake
-        assert kept is not None
-        text = kept.transcript.text
-        if kept.tokens is None and text:
-            question = token_question(kept.body, text)
-            sink = Answer(self._counted, self.broke)
-            connection.send(sink, self._head(connection.worker, question, b"/tokenize"), question)
-            return
-        rest = ask_for_rest(kept.body, kept.transcript, kept.tokens or [])
-        taker = Resumption(rest, kept.transcript, self._continued, self._pass_events, self._rest_ended, self.broke)
-        connection.send(taker, self._head(connection.worker, rest.body), rest.body)
-        if self._paused:
-            connection.pause()
+    # ---- the rest of a broken stream ------------------------------------------------------------
 
-    def _counted(self, connection: UpstreamConnection, status: int, answer: bytes) -> None:
-        """The tokens of what was said are known."""
-        kept = self._keepsake
-        assert kept is not None
-        kept.tokens = read_tokens(answer) if status == 200 else None
-        if kept.tokens is None:
-            self._gateway.pool.give(connection)
-            self.broke(Failure.BAD_RESPONSE)
-        elif connection.usable:
+    def asked_tokens(self, connection: UpstreamConnection) -> None:
+        """The tokens are known: ask the same worker for the rest, over this connection if it can be used."""
+        if connection.usable:
             self._send(connection)
         else:
             self._reach(connection.worker, fresh=True)
 
-    def _continued(self, connection: UpstreamConnection) -> bool:
+    def continued(self, connection: UpstreamConnection) -> bool:
         """Another worker answered; whether its response is the one to go on with."""
-        self._tell(Answered(self._gateway.loop.time(), connection.status))
+        self._driver.tell(Answered(self._gateway.loop.time(), connection.status))
         if self.passing:
             self._gateway.counters.continued[self._model.name] += 1
         return self.passing
 
-    def _pass_events(self, data: bytes) -> None:
+    def pass_events(self, data: bytes) -> None:
         """Give rewritten events to the client."""
         self.deadline = self._gateway.coarse_now + self._gateway.settings.stream_timeout
         self._client.pass_on(chunk(data))
 
-    def _rest_ended(self) -> None:
-        """The continuation is whole, if it ended as a stream ends."""
-        kept = self._keepsake
-        assert kept is not None
-        if not kept.transcript.done:
-            self.broke(Failure.RESET)
-            return
+    def rest_ended(self) -> None:
+        """The continuation is whole, and ended as a stream ends."""
         self._client.pass_on(LAST_CHUNK)
         self.ended()
-
-    def _head(self, worker: Worker, body: bytes, target: bytes = b"") -> bytes:
-        """Head of the request as the worker gets it."""
-        inbound = self._inbound
-        dropped = NOT_FORWARDED
-        if inbound.connection:
-            dropped = dropped | named_by_connection(inbound.connection)
-        lines = [
-            b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-forwarded-for: %b"
-            % (
-                target or inbound.target,
-                worker.host.encode(),
-                worker.port,
-                len(body),
-                inbound.request_id,
-                self._client.forwarded_for(inbound),
-            )
-        ]
-        lines += [b"%b: %b" % (name, value) for lower, name, value in inbound.fields if lower not in dropped]
-        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     # ---- what the upstream connection reports ---------------------------------------------------
 
     def answered(self, connection: UpstreamConnection, more: bool) -> bool:
         """Decide whether this response is the one the client gets, and if so write its head."""
-        self._tell(Answered(self._gateway.loop.time(), connection.status))
+        self._driver.tell(Answered(self._gateway.loop.time(), connection.status))
         if not self.passing or connection is not self._connection:
             self._gateway.counters.retries[(self._model.name, Failure.UNAVAILABLE)] += 1
             return False
@@ -338,41 +247,15 @@ class Exchange:
         return True
 
     def _pass_head(self, connection: UpstreamConnection) -> None:
-        dropped = NOT_RETURNED
-        framed = False
-        for name, value in connection.fields:
-            lower = name.lower()
-            if lower == b"content-length":
-                framed = True
-            elif lower == b"transfer-encoding":
-                framed = self._chunked = True
-            elif lower == b"content-type":
-                self._event_stream = value.startswith(b"text/event-stream")
-            elif lower == b"connection":
-                dropped = dropped | named_by_connection(value)
-        fields = returned_fields(connection.fields, dropped)
-        fields.append(b"x-request-id: " + self._inbound.request_id)
-        bodiless = connection.status in (204, 304)
-        if self._inbound.http_1_0:
-            connection.recoded = self._chunked or not framed
-            self._chunked = False
-            self._close = True
-        elif self._chunked or not (framed or bodiless):
-            connection.recoded = not self._chunked
-            self._chunked = True
-            fields.append(b"transfer-encoding: chunked")
-        else:
-            connection.recoded = False
-        if self._close or self._gateway.draining:
-            self._close = True
-            fields.append(b"connection: close")
+        close = self._close or self._gateway.draining
+        head, self._chunked, self._event_stream, self._close = answer_head(connection, self._inbound, close=close)
         if self._event_stream and self._chunked and not connection.recoded and self._gateway.has_room_to_keep():
             self._keepsake = Keepsake(self._body)
         else:
             # The body frees memory now: it is not needed for another attempt any more.
             self._gateway.unbuffer(self._inbound)
             self._body = b""
-        self._client.hold(b"\r\n".join((connection.status_line, *fields)) + b"\r\n\r\n")
+        self._client.hold(head)
 
     def body(self, data: bytes) -> None:
         """Pass bytes to the client."""
@@ -419,12 +302,12 @@ class Exchange:
         self._measure_hit()
         self._client.release_hold()
         now = self._gateway.loop.time()
-        self._tell(Ended(now))
+        self._driver.tell(Ended(now))
         self._finish(now, close=self._close)
 
     def broke(self, failure: Failure) -> None:
         """The attempt failed, or the response broke."""
-        if self._life is None:
+        if not self._driver.running:
             return
         if not self.passing:
             self._connection = None
@@ -442,7 +325,7 @@ class Exchange:
             self._connection = None
             self.passing = False
             self._client.release_hold()
-        self._tell(Failed(self._gateway.loop.time(), failure, mendable))
+        self._driver.tell(Failed(self._gateway.loop.time(), failure, mendable))
 
     def _close_stream(self, kept: Keepsake) -> None:
         """The worker was lost when all but the end of the stream had been given."""
@@ -454,11 +337,9 @@ class Exchange:
 
     def _refuse(self, action: Refuse) -> None:
         rejection = action.rejection
-        status = _STATUS[rejection.reason]
+        fault = refusal(rejection)
         self._gateway.counters.rejected[(self._model.name, rejection.reason)] += 1
-        kind = "rate_limit_error" if status == 429 else "server_error"
-        fault = Fault(status, rejection.message, rejection.reason, type=kind, retry_after=rejection.retry_after)
-        self._code = status
+        self._code = fault.status
         if rejection.reason is RejectReason.RETRIES_EXHAUSTED:
             self._gateway.log.warning(rejection.message, extra={"request": self._request.id, "model": self._model.name})
         self._end_life()
@@ -467,12 +348,10 @@ class Exchange:
 
     def _cut(self, action: Cut) -> None:
         """The response broke in the middle: an error event where the stream can take one, and an end."""
-        model, failure = self._model.name, action.failure
-        self._gateway.counters.cut[(model, failure)] += 1
-        message = f"The response broke after its first byte ({failure}); worker {action.worker.name} is not to be had."
-        if self._keepsake is not None:
-            message += f" It was not continued: {self._keepsake.reason or 'nobody could take it over'}."
-        self._gateway.log.warning(message, extra={"request": self._request.id, "model": model})
+        model = self._model.name
+        self._gateway.counters.cut[(model, action.failure)] += 1
+        fault = cut_off(action, self._keepsake)
+        self._gateway.log.warning(fault.message, extra={"request": self._request.id, "model": model})
         connection, self._connection = self._connection, None
         self._client.release_hold()
         self._end_life()
@@ -481,12 +360,11 @@ class Exchange:
         if self._keepsake is not None:
             clean = self._keepsake.between_events
         if self._event_stream and self._chunked and clean:
-            event = error_event(Fault(502, message, str(failure), type="server_error"))
-            self._client.pass_on(chunk(event) + LAST_CHUNK)
+            self._client.pass_on(chunk(error_event(fault)) + LAST_CHUNK)
             self._finish(self._gateway.loop.time(), close=True)
             return
         if self._event_stream and self._inbound.http_1_0:
-            self._client.pass_on(error_event(Fault(502, message, str(failure), type="server_error")))
+            self._client.pass_on(error_event(fault))
             self._finish(self._gateway.loop.time(), close=True)
             return
         # No room for words: a body shorter than announced is the one error every client notices.
@@ -494,7 +372,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client left: stop the worker's work for it and give everything back."""
-        if self._life is None and self._preparing is None:
+        if not (self._driver.running or self._driver.pending):
             return
         self._gateway.counters.client_gone[self._model.name] += 1
         self._end_life()
@@ -525,15 +403,8 @@ class Exchange:
         self.broke(failure)
 
     def _end_life(self) -> None:
-        """Close the life (giving its reservation back) and everything that could still tell it something."""
-        if self._preparing is not None:
-            self._preparing.cancel()
-            self._preparing = None
-        if self._life is not None:
-            life, self._life = self._life, None
-            life.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        """Nothing of this request goes on."""
+        self._driver.end()
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -549,20 +420,9 @@ class Exchange:
         gateway.counters.requests[(model.name, model.policy.name, self._code)] += 1
         gateway.counters.duration[model.name].observe(now - self._started)
         if gateway.settings.access_log:
-            self._log(now)
-
-    def _log(self, now: float) -> None:
-        attempt = self._attempt
-        extra: dict[str, object] = {
-            "request": self._request.id,
-            "model": self._model.name,
-            "path": self._inbound.target.decode("latin-1"),
-            "code": self._code,
-            "seconds": round(now - self._started, 4),
-        }
-        if attempt is not None:
-            extra |= {"worker": attempt.worker.name, "attempts": attempt.number, "reason": str(attempt.pick.reason)}
-        self._gateway.log.info("request", extra=extra)
+            target, seconds = self._inbound.target, now - self._started
+            extra = access_record(self._request, model.name, target, self._code, seconds, self._attempt)
+            gateway.log.info("request", extra=extra)
 
     # ---- backpressure -------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ import logging
 import secrets
 import time
 
-from penstock.core.fleet import Fleet, Request, Role, Worker
-from penstock.router.decisions import RetryLimits, SplitLimits, reads_prompts
+from penstock.core.fleet import Failure, Fleet, Request, Role, Worker
+from penstock.router.decisions import Attempt, RetryLimits, SplitLimits, reads_prompts
 from penstock.router.decisions.explain import ExplainLog
 from penstock.router.decisions.leg_forms import can_split
 from penstock.router.shell.client import ClientConnection
@@ -132,6 +132,20 @@ class Gateway:
             )
         return connection
 
+    async def dial(self, worker: Worker) -> UpstreamConnection | Failure:
+        """A new connection to a worker, or why there is none to be had; counted."""
+        try:
+            connection = await self.connect(worker)
+        except TimeoutError:
+            outcome = Failure.CONNECT_TIMEOUT
+        except OSError:
+            outcome = Failure.CONNECT_REFUSED
+        else:
+            self.counters.connects["Connected"] += 1
+            return connection
+        self.counters.connects[outcome] += 1
+        return outcome
+
     def remove_worker(self, slot: int) -> None:
         """A worker's pod is gone: whoever waits for its first byte is sent elsewhere."""
         worker = self.fleet.remove(slot)
@@ -242,6 +256,16 @@ class Gateway:
             exchange.start_described(self.prompts, chat=inbound.path == _CHAT, seed=seed)
         else:
             exchange.start(seed)
+
+    def note_attempt(self, request: Request, attempt: Attempt) -> None:
+        """Count an attempt, and remember its pick; a fresh connection for the same attempt is no new pick."""
+        self.counters.picks[(attempt.pick.policy, attempt.pick.reason)] += 1
+        if not attempt.fresh:
+            self.explanations.remember(request, attempt.pick, attempt.number, self.loop.time())
+            if self.prompts is not None:
+                self.prompts.picked(request, attempt.pick)
+        if attempt.split is not None:
+            self.counters.splits[(request.model, attempt.split)] += 1
 
     def _fault(self, client: ClientConnection, inbound: Inbound, fault: Fault) -> None:
         client.respond(fault, inbound)
