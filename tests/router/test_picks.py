@@ -165,14 +165,14 @@ def test_the_time_per_token_is_an_objective_too() -> None:
     assert pick(fleet, replace(REQUEST, ttft_ms=1000.0, tpot_ms=40.0)).decode == 1
 
 
-def test_when_nobody_meets_them_the_least_late_is_taken() -> None:
-    fleet = fleet_of(worker(0, price_per_hour=0.1), worker(1))
+def test_when_nobody_meets_them_cost_decides() -> None:
+    fleet = fleet_of(worker(0), worker(1))
     for slot, tokens in ((0, 3000), (1, 2000)):
         fleet.reserve(slot, tokens, 1)
     picked = pick(fleet, replace(REQUEST, ttft_ms=100.0, tpot_ms=10.0))
-    assert picked.decode == 1 and picked.reason is PickReason.LEAST_VIOLATION and picked.unit == "ms"
-    ttft, tpot = term(picked, "ttft_ms", 1), term(picked, "tpot_ms", 1)
-    assert picked.score == pytest.approx(ttft - 100 + 100 * (tpot - 10))
+    assert picked.decode == 1 and picked.reason is PickReason.LEAST_VIOLATION
+    assert picked.score == pytest.approx(term(picked, "cost_usd", 1))
+    assert picked.unit == "usd"
 
 
 def test_what_cannot_be_predicted_is_not_held_against_a_worker() -> None:
@@ -467,3 +467,23 @@ def test_two_thousand_lives_with_broken_connections_leave_nothing_behind() -> No
     assert fleet.reservations == 0
     assert not fleet.in_flight.any() and not fleet.pending.any() and not fleet.context_tokens.any()
     assert not fleet.outstanding_tokens.any()
+
+
+# ---- KV memory --------------------------------------------------------------------------------------
+
+
+def test_a_full_cache_is_waited_for_even_when_its_prompts_are_computed() -> None:
+    fleet = fleet_of(worker(0, kv_capacity_tokens=4096), worker(1, kv_capacity_tokens=100_000))
+    for slot in (0, 1):
+        for _ in range(4):
+            fleet.prefilled(fleet.reserve(slot, 1000, 100))
+    picked = pick(fleet, REQUEST)
+    assert picked.decode == 1 and term(picked, "queue_ms", 1) == 0.0
+    assert term(picked, "queue_ms", 0) > 0.0
+    assert term(picked, "tpot_ms", 0) < term(picked, "tpot_ms", 1)  # fewer run at once there
+
+
+def test_an_unknown_capacity_is_not_a_full_one() -> None:
+    fleet = fleet_of(worker(0), worker(1))
+    fleet.prefilled(fleet.reserve(0, 1_000_000, 100))
+    assert term(pick(fleet, REQUEST), "queue_ms", 0) == 0.0

@@ -302,12 +302,19 @@ class Fleet:
         """Tokens of an average reservation so far; 1 before the first."""
         return self._tokens_ever / self._picks if self._picks else 1.0
 
-    def sample(self, slot: int, foreign_requests: float, kv_usage: float, at: float) -> None:
-        """Record what a worker reports: requests that are not ours, share of its KV cache in use, when."""
+    def sample(
+        self, slot: int, foreign_requests: float, kv_usage: float, at: float, kv_capacity: float | None = None
+    ) -> None:
+        """Record what a worker reports: requests that are not ours, share of its KV cache in use, when.
+
+        `kv_capacity` is the tokens its cache holds; `None` or 0 leaves what was known.
+        """
         self.sampled = True
         self.foreign_requests[slot] = max(0.0, foreign_requests)
         self.kv_usage[slot] = kv_usage
         self.sampled_at[slot] = at
+        if kv_capacity:
+            self.kv_capacity[slot] = kv_capacity
 
     # ---- trust -----------------------------------------------------------------------------
 

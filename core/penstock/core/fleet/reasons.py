@@ -19,7 +19,7 @@ class PickReason(StrEnum):
     LEAST_COST = "LeastCost"
     """It meets the objectives at the least marginal cost."""
     LEAST_VIOLATION = "LeastViolation"
-    """No worker meets the objectives; it comes closest."""
+    """No worker meets the objectives; it has the least marginal cost, with what it makes others wait."""
     PREFIX_OWNER = "PrefixOwner"
     """The prompt's first blocks belong to it."""
     OWNER_BUSY = "OwnerBusy"

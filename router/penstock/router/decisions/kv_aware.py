@@ -2,9 +2,11 @@
 
 For every candidate the time to the first token, the time per token and the marginal cost are predicted (`predict`)
 from its profile, its queue, its batch and what it has cached of this very prompt. Those that meet the deployment's
-objectives compete on cost; if none does, the one that is least late is taken. Where prefill and decode are apart, the
-best prefill worker is found for each transfer domain, and each decode worker is judged together with its domain's: as
-many sums as there are workers, never as there are pairs. A short rest of a prompt may stay with the decode worker.
+objectives compete on cost; if none does, cost decides among all. Nothing is gained for an objective that is missed
+anyway, and whoever chases the least late worker makes those late that still met theirs. Where prefill and decode are
+apart, the best prefill worker is found for each transfer domain, and each decode worker is judged together with its
+domain's: as many sums as there are workers, never as there are pairs. A short rest of a prompt may stay with the
+decode worker.
 
 Affinity is bounded by load: where caches differ, nobody is picked who has twice the mean number of requests, or a
 thousand equal prompts would all go where the first one went.
@@ -29,7 +31,7 @@ from penstock.router.decisions.predict import (
 
 LOCAL_TOKENS = 512
 """Uncached tokens up to which a decode worker may run a prompt itself, if that is cheaper than sending it away."""
-_CHEAPEST, _LEAST_LATE = PickReason.LEAST_COST, PickReason.LEAST_VIOLATION
+_CHEAPEST, _NONE_MEETS = PickReason.LEAST_COST, PickReason.LEAST_VIOLATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class KVAware:
 
 
 def _scored(side: Side, view: FleetView, estimate: Estimate, late: Floats | None) -> tuple[Floats, PickReason]:
-    """Cost of those that meet the objectives, or lateness when none does; infinite for who may not be picked."""
+    """Cost of those that meet the objectives, or of all when none does; infinite for who may not be picked."""
     barred = _overloaded(side, view, estimate.hits)
     if late is not None and not side.all_profiled:
         late = np.where(side.profiled, late, 0.0)  # what cannot be predicted cannot be held against a worker
@@ -78,7 +80,7 @@ def _scored(side: Side, view: FleetView, estimate: Estimate, late: Floats | None
         if meets.any():
             scores = np.where(meets, scores, np.inf)
         else:
-            scores, reason = late, _LEAST_LATE
+            reason = _NONE_MEETS
     return scores if barred is None else np.where(barred, np.inf, scores), reason
 
 
@@ -104,10 +106,11 @@ def _paired(
             chosen[side.decodes_only & (side.domain == domain)] = _best_of(here, order, half)
     if not (chosen >= 0).any():
         return None
-    tpot, added, others = decode_times(side, view, request, now)
+    tpot, added, others, wait = decode_times(side, view, request, now)
     transfer = side.transfer * (request.prompt_tokens - alone.hits)
-    ttft = half.ttft[chosen] + transfer + tpot
-    cost = half.cost[chosen] + side.price * (added * (others + 1.0) + transfer + tpot)
+    arrived = half.ttft[chosen] + transfer
+    ttft = (arrived if wait is None else np.maximum(arrived, wait)) + tpot
+    cost = half.cost[chosen] + side.price * (added * (others + 1.0) + ttft - half.ttft[chosen])
     short = request.prompt_tokens - alone.hits <= LOCAL_TOKENS
     chosen = np.where((chosen >= 0) & short & _better(alone, ttft, tpot, cost, request), -1, chosen)
     apart = chosen >= 0
@@ -167,7 +170,7 @@ def _made(
         policy=KVAware.name,
         candidates=side.slots,
         scores=scores,
-        unit="ms" if reason is _LEAST_LATE or not side.priced else "usd",
+        unit="usd" if side.priced else "ms",
         prefill=prefill,
         expected_hit_tokens=int(hits) if indexed else None,
         predicted_ttft_ms=float(estimate.ttft[best]) if predicted else None,

@@ -1,6 +1,7 @@
 """What a request would meet at each worker: milliseconds and money, for all candidates at once.
 
-    queue    = a*n + b*T + c*S             n requests, T uncached tokens, S attention work still to be prefilled there
+    queue    = a*n + b*T + c*S             n requests, T uncached tokens, S attention work still to be prefilled there;
+                                           the wait for KV memory (`kv_memory`) where that is longer
     own      = max(a + b*U + c*(P² - H²), floor)     P prompt tokens, H of them cached, U = P - H
     ttft     = queue + own                 (a pair adds the KV's transfer and the first decode pass)
     tpot     = floor(B) + b'*B + c'*C      batch and context with this request in it
@@ -27,12 +28,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.fleet import FleetView, Request, Roles, Slots
+from penstock.router.decisions.kv_memory import TYPICAL_OUTPUT, full_memory
 from penstock.router.decisions.loads import foreign_requests
 
 Floats = NDArray[np.float64]
 
-TYPICAL_OUTPUT = 256
-"""Output tokens expected of a request that allows more: a maximum says little about the length."""
 TYPICAL_PREFILL = (10.0, 0.1, 0.0)
 TYPICAL_DECODE = (15.0, 0.1, 1e-4)
 TYPICAL_TRANSFER = 0.01
@@ -106,12 +106,24 @@ def prefill_times(side: Side, view: FleetView, request: Request, hits: Floats | 
     return queue, np.maximum(own, side.floor, out=own)
 
 
-def decode_times(side: Side, view: FleetView, request: Request, now: float) -> tuple[Floats, Floats, Floats]:
-    """(tpot, added, others): ms per token with it in the batch, ms it adds to all passes, requests that decode now."""
+def decode_times(
+    side: Side, view: FleetView, request: Request, now: float
+) -> tuple[Floats, Floats, Floats, Floats | None]:
+    """(tpot, added, others, wait): ms per token with it in the batch, ms it adds to all passes, requests that decode.
+
+    `wait` is ms until there is KV memory for it, `None` where there is enough. A full memory bounds the batch too.
+    """
     rows = side.rows
     output = float(min(request.max_tokens, TYPICAL_OUTPUT))
-    requests = view.in_flight[rows] + foreign_requests(view, rows, now)
+    foreign = foreign_requests(view, rows, now)
+    requests = view.in_flight[rows] + foreign
     context = view.context_tokens[rows] + float(request.prompt_tokens)
+    memory = full_memory(view, rows, request, foreign)
+    others = np.maximum(requests - view.pending[rows, 0], 0.0)
+    wait = None
+    if memory is not None:
+        requests = (requests + 1.0) * memory.share - 1.0
+        context = context * memory.share
     tpot = side.decode_slope * (requests + 1.0)
     tpot += side.context_slope * context
     tpot += side.floor
@@ -120,13 +132,18 @@ def decode_times(side: Side, view: FleetView, request: Request, now: float) -> t
     added = side.context_slope * (request.prompt_tokens + output / 2.0)
     added += side.decode_slope
     added *= output
-    return tpot, added, np.maximum(requests - view.pending[rows, 0], 0.0)
+    if memory is not None:
+        prefill = side.prefill_base + (side.prefill_slope + side.prefill_square * memory.prompt) * memory.prompt
+        wait = memory.over * (memory.output * tpot + (requests + 1.0) * prefill)
+    return tpot, added, others, wait
 
 
 def whole(side: Side, view: FleetView, request: Request, hits: Floats | float, now: float) -> Estimate:
     """The request at workers that do both halves."""
     queue, own = prefill_times(side, view, request, hits)
-    tpot, added, others = decode_times(side, view, request, now)
+    tpot, added, others, wait = decode_times(side, view, request, now)
+    if wait is not None:
+        queue = np.maximum(queue, wait)  # who is waited for is prefilled meanwhile
     ttft = queue + own
     busy = added
     busy += own

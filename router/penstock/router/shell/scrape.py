@@ -72,4 +72,5 @@ class LoadScraper:
         usage = float("nan") if sample.kv_usage is None else sample.kv_usage
         # Ours came and went while the page was made: counting the larger number invents no strangers.
         ours = max(before, int(self._fleet.in_flight[slot]))
-        self._fleet.sample(slot, sample.running + sample.waiting - ours, usage, self._clock())
+        strangers = sample.running + sample.waiting - ours
+        self._fleet.sample(slot, strangers, usage, self._clock(), sample.kv_capacity_tokens)
