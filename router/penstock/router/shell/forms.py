@@ -15,6 +15,8 @@ from penstock.core import wire
 _ABSENT = msgspec.Raw()
 DEFAULT_MAX_TOKENS = 256
 """Output tokens reserved for a request that names no maximum."""
+MOST_TOKENS = 2**24
+"""A larger maximum is as good as none to any engine; beyond it, sums over requests would leave what numpy counts in."""
 BYTES_PER_TOKEN = 4
 """Rough size of a token in a request body; only compared with other estimates made the same way."""
 
@@ -32,9 +34,9 @@ class Envelope(msgspec.Struct):
     vllm_xargs: msgspec.Raw = _ABSENT
 
     def output_tokens(self) -> int:
-        """The most tokens it may generate, over all its choices."""
+        """The most tokens it may generate, over all its choices; never more than `MOST_TOKENS`."""
         each = self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS
-        return max(1, each) * max(1, self.n or 1)
+        return min(max(1, each) * max(1, self.n or 1), MOST_TOKENS)
 
 
 _decoder = msgspec.json.Decoder(Envelope)
