@@ -1,5 +1,7 @@
 """Load of 1x, 4x and 1x again over ten minutes: the workers follow it, and bounds and budget hold at every look.
 
+Once with workers that do both, once with prefill and decode apart; `-k together` or `-k apart` picks one of them.
+
 The engines take 30 s to start. The guard's windows are shortened, so that a scale-in is seen within minutes. Requests
 are made here, with a seed, so that 4x is 4x: long prompts and short outputs load the engines, not the cores below.
 """
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from penstock.core.reports import Verdict
@@ -21,18 +24,38 @@ from verbs import Cluster, Object, describe, is_ready, load, wait_for
 
 NAME = "scaling"
 MODEL = "e2e/scaling-8b"
-POOL = f"{NAME}-serve-a100-80g"
+ACCELERATOR = "a100-80g"
 SYSTEM = "penstock-system"
 LEAST, MOST, BUDGET = 1, 8, 8
 TTFT_S, TPOT_S, ATTAINMENT = 2.0, 0.1, 0.95
 PROMPT, OUTPUT = 3000, 30
-RATE = 2.0
-"""Requests per second of 1x: two thirds of what one worker serves within the objectives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A way to share the work among pools."""
+
+    pools: tuple[tuple[str, str], ...]
+    """Name and role."""
+    disaggregation: str
+    rate: float
+    """Requests per second of 1x."""
+    static_share: float
+    """Accelerator-hours may be at most this share of those of the most workers all the time."""
+
+    @property
+    def worker_pools(self) -> tuple[str, ...]:
+        return tuple(f"{NAME}-{name}-{ACCELERATOR}" for name, _ in self.pools)
+
+
+TOGETHER = Shape((("serve", "PrefillDecode"),), "Never", 2.0, 0.7)
+"""1x is two thirds of what one worker serves within the objectives."""
+APART = Shape((("prefill", "Prefill"), ("decode", "Decode")), "Always", 3.0, 0.8)
+"""1x is what two workers prefill; the one that decodes stays all the time, so less can be saved."""
 STEPS = ((180.0, 1), (180.0, 4), (240.0, 1))
 """Seconds, and the factor on the rate."""
 SETTLING_S = 60.0
 """After each step the workers may lag: start-up alone takes half of it."""
-STATIC_SHARE = 0.7
 
 ENGINE = {
     "apiVersion": "penstock.dev/v1alpha1",
@@ -44,42 +67,51 @@ ENGINE = {
         "simulation": {"startup": "30s"},
     },
 }
-MANIFEST = {
-    "apiVersion": "penstock.dev/v1alpha1",
-    "kind": "ModelDeployment",
-    "metadata": {"name": NAME, "namespace": "default"},
-    "spec": {
-        "model": {"name": MODEL, "architecture": {"name": "meta-llama/Llama-3.1-8B-Instruct"}},
-        "engine": {"className": "slow-start"},
-        "objectives": {"ttft": "2s", "tpot": "100ms"},
-        "pools": [{"name": "serve", "acceleratorClasses": ["a100-80g"], "replicas": {"min": LEAST, "max": MOST}}],
-        "autoscaling": {"mode": "Auto", "budget": {"maxAccelerators": BUDGET}},
-    },
-}
 FAST_WINDOWS = {"--time-scale": "0.2", "--scrape-interval": "2s", "--cycle-interval": "2s"}
 
 
-def requests() -> Trace:
-    """Independent arrivals at the rate of each step."""
+def manifest(shape: Shape) -> Object:
+    replicas = {"min": LEAST, "max": MOST}
+    return {
+        "apiVersion": "penstock.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": NAME, "namespace": "default"},
+        "spec": {
+            "model": {"name": MODEL, "architecture": {"name": "meta-llama/Llama-3.1-8B-Instruct"}},
+            "engine": {"className": "slow-start"},
+            "objectives": {"ttft": "2s", "tpot": "100ms"},
+            "disaggregation": shape.disaggregation,
+            "pools": [
+                {"name": name, "role": role, "acceleratorClasses": [ACCELERATOR], "replicas": replicas}
+                for name, role in shape.pools
+            ],
+            "autoscaling": {"mode": "Auto", "budget": {"maxAccelerators": BUDGET}},
+        },
+    }
+
+
+def requests(rate: float) -> Trace:
+    """Independent arrivals at `rate` per second times the factor of each step."""
     chance = random.Random(11)
     made: list[TraceRequest] = []
     start = 0.0
     for seconds, factor in STEPS:
-        at = start + chance.expovariate(RATE * factor)
+        at = start + chance.expovariate(rate * factor)
         while at < start + seconds:
             made.append(TraceRequest(at, chance.randint(PROMPT // 2, PROMPT * 3 // 2), OUTPUT))
-            at += chance.expovariate(RATE * factor)
+            at += chance.expovariate(rate * factor)
         start += seconds
     return Trace(tuple(made))
 
 
 @dataclass
 class Watcher:
-    """Looks at the pool every second: what is wanted, ready and held."""
+    """Looks at the pools every second: what is wanted of each, and ready and held in all."""
 
     cluster: Cluster
-    looks: list[tuple[float, int, int, int]] = field(default_factory=list)
-    """Seconds, wanted, ready and held workers; a worker here is one accelerator."""
+    pools: tuple[str, ...]
+    looks: list[tuple[float, tuple[int, ...], int, int]] = field(default_factory=list)
+    """Seconds; wanted workers of each pool; ready and held workers. A worker here is one accelerator."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -87,20 +119,20 @@ class Watcher:
         while not self.stop.wait(1.0):
             try:
                 pods = self.cluster.items("pods", "-l", f"penstock.dev/deployment={NAME}")
-                wanted = int(self.cluster.get("wpool", POOL)["spec"]["replicas"])
+                wanted = tuple(int(self.cluster.get("wpool", pool)["spec"]["replicas"]) for pool in self.pools)
             except AssertionError:
                 continue
             living = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
             self.looks.append((time.monotonic() - start, wanted, sum(map(is_ready, living)), len(pods)))
 
     def worker_seconds(self) -> float:
-        pairs = zip(self.looks, self.looks[1:], strict=False)
+        pairs = pairwise(self.looks)
         return sum((after[0] - before[0]) * before[3] for before, after in pairs)
 
 
 @contextmanager
-def watching(cluster: Cluster) -> Iterator[Watcher]:
-    watcher = Watcher(cluster)
+def watching(cluster: Cluster, pools: tuple[str, ...]) -> Iterator[Watcher]:
+    watcher = Watcher(cluster, pools)
     thread = threading.Thread(target=watcher.run, daemon=True)
     thread.start()
     try:
@@ -126,13 +158,15 @@ def replace_args(cluster: Cluster, args: list[str]) -> None:
     cluster.kubectl("rollout", "status", *target, "--timeout=90s", timeout=120)
 
 
-@pytest.fixture
-def deployment(cluster: Cluster) -> Iterator[None]:
+@pytest.fixture(params=[TOGETHER, APART], ids=["together", "apart"])
+def shape(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Shape]:
+    """A deployment of this shape, ready."""
+    shape: Shape = request.param
     before = set_flags(cluster, FAST_WINDOWS)
-    for each in (ENGINE, MANIFEST):
+    for each in (ENGINE, manifest(shape)):
         cluster.kubectl("apply", "-f", "-", stdin=json.dumps(each))
     wait_for("the deployment is ready", lambda: cluster.condition(NAME, "Ready").get("status") == "True", 180)
-    yield
+    yield shape
     cluster.kubectl("delete", "mdep", NAME, "--wait=true", timeout=180)
     cluster.kubectl("delete", "engineclass", "slow-start")
     replace_args(cluster, before)
@@ -140,9 +174,9 @@ def deployment(cluster: Cluster) -> Iterator[None]:
 
 @pytest.mark.box
 @pytest.mark.timeout(1500)
-def test_workers_follow_the_load(cluster: Cluster, deployment: None) -> None:
-    trace = requests()
-    with watching(cluster) as watcher, load(cluster, trace, MODEL) as running:
+def test_workers_follow_the_load(cluster: Cluster, shape: Shape) -> None:
+    trace = requests(shape.rate)
+    with watching(cluster, shape.worker_pools) as watcher, load(cluster, trace, MODEL) as running:
         pass
     outcomes = running.outcomes()
     assert len(outcomes) == len(trace.requests)
@@ -151,11 +185,12 @@ def test_workers_follow_the_load(cluster: Cluster, deployment: None) -> None:
     met = sum(o.meets(TTFT_S, TPOT_S) for o in settled)
     assert met >= ATTAINMENT * len(settled), f"{met} of {len(settled)} met the objectives; {watcher.looks[::20]}"
     moved_out_and_in(watcher)
-    assert all(LEAST <= wanted <= MOST and held <= BUDGET for _, wanted, _, held in watcher.looks), watcher.looks
+    assert all(LEAST <= count <= MOST for _, wanted, _, _ in watcher.looks for count in wanted), watcher.looks
+    assert all(held <= BUDGET for _, _, _, held in watcher.looks), watcher.looks
     peak = max(held for _, _, _, held in watcher.looks)
     seconds = watcher.looks[-1][0] - watcher.looks[0][0]
     share = watcher.worker_seconds() / (peak * seconds)
-    assert share <= STATIC_SHARE, f"{share:.2f} of the accelerator-hours of {peak} workers all the time"
+    assert share <= shape.static_share, f"{share:.2f} of the accelerator-hours of {peak} workers all the time"
     explained(cluster, watcher)
 
 
@@ -172,24 +207,25 @@ def settling(at: float) -> bool:
 def moved_out_and_in(watcher: Watcher) -> None:
     first = STEPS[0][0]
     second = first + STEPS[1][0]
-    before = max(wanted for at, wanted, _, _ in watcher.looks if SETTLING_S < at < first)
-    during = max(wanted for at, wanted, _, _ in watcher.looks if first < at < second)
-    after = watcher.looks[-1][1]
+    before = max(sum(wanted) for at, wanted, _, _ in watcher.looks if SETTLING_S < at < first)
+    during = max(sum(wanted) for at, wanted, _, _ in watcher.looks if first < at < second)
+    after = sum(watcher.looks[-1][1])
     assert during >= before + 2, f"{before} workers wanted before the step, {during} during it"
     assert after < during, f"{after} workers wanted at the end, {during} at the peak"
 
 
 def explained(cluster: Cluster, watcher: Watcher) -> None:
-    """Each change of what is wanted has an Event that says from what to what."""
-    changes = {(a[1], b[1]) for a, b in zip(watcher.looks, watcher.looks[1:], strict=False) if a[1] != b[1]}
-    notes = [str(e.get("note", "")) for e in scaled_events(cluster)]
+    """Each change of what is wanted has an Event that says of which pool, from what and to what."""
+    wanted = [dict(zip(watcher.pools, look[1], strict=True)) for look in watcher.looks]
+    changes = {
+        f"{pool} from {a[pool]} to {b[pool]}"
+        for a, b in pairwise(wanted)
+        for pool in watcher.pools
+        if a[pool] != b[pool]
+    }
+    events = cluster.items("events.events.k8s.io")
+    notes = [str(e.get("note", "")) for e in events if e.get("reason") == "Scaled"]
     assert changes
-    missing = [c for c in changes if not any(f"from {c[0]} to {c[1]}" in note for note in notes)]
+    missing = [change for change in changes if not any(change in note for note in notes)]
     # Two changes within one look are seen as one.
     assert len(missing) <= len(changes) // 4, f"changes without an Event: {missing}; {notes}"
-
-
-def scaled_events(cluster: Cluster) -> list[Object]:
-    return [
-        e for e in cluster.items("events.events.k8s.io") if e.get("reason") == "Scaled" and POOL in e.get("note", "")
-    ]
