@@ -50,7 +50,7 @@ class Shape:
 
 TOGETHER = Shape((("serve", "PrefillDecode"),), "Never", 2.0, 0.7)
 """1x is two thirds of what one worker serves within the objectives."""
-APART = Shape((("prefill", "Prefill"), ("decode", "Decode")), "Always", 3.0, 0.8)
+APART = Shape((("prefill", "Prefill"), ("decode", "Decode")), "Always", 3.0, 0.7)
 """1x is what two workers prefill; the one that decodes stays all the time, so less can be saved."""
 STEPS = ((180.0, 1), (180.0, 4), (240.0, 1))
 """Seconds, and the factor on the rate."""
