@@ -121,6 +121,15 @@ def test_a_short_prefill_still_reads_the_weights_once() -> None:
     assert term(pick(fleet, replace(REQUEST, prompt_tokens=1009)), "prefill_ms", 0) == 20.0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_short_prefix_stays_where_it_is_cached_though_no_time_is_saved(seed: int) -> None:
+    short = replace(REQUEST, prompt_tokens=34, block_hashes=HASHES[:2])
+    fleet = fleet_of(*(worker(i) for i in range(4)), held=(0, 0, 2, 0))
+    picked = pick(fleet, short, seed=seed)
+    assert term(picked, "prefill_ms", 0) == term(picked, "prefill_ms", 2)
+    assert (picked.decode, picked.expected_hit_tokens) == (2, 32)
+
+
 def test_experts_lengthen_a_token() -> None:
     fleet = fleet_of(worker(0, experts_ms=(8.0, 0.25)))
     fleet.reserve(0, 10, 10)
