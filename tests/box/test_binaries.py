@@ -16,7 +16,16 @@ from penstock.box.binaries.build import find_toolchain, link_flags
 from penstock.box.binaries.ensure import ensure_programs
 from penstock.box.binaries.find import Programs, by_module, find_programs
 from penstock.box.binaries.manifest import read_manifest
-from penstock.box.binaries.pins import ALL_PROGRAMS, go_architecture, read_pins, required_version, source_digest
+from penstock.box.binaries.pins import (
+    ALL_PROGRAMS,
+    PROGRAMS,
+    PROMETHEUS_PROGRAMS,
+    go_architecture,
+    prometheus_release,
+    read_pins,
+    required_version,
+    source_digest,
+)
 from penstock.box.binaries.release import (
     ChecksumMismatch,
     Release,
@@ -30,13 +39,14 @@ from penstock.box.paths import share_root
 
 KUBE = "module x\n\nrequire (\n\tgo.etcd.io/etcd/server/v3 v3.6.4\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n"
 HELM = "module y\n\nrequire helm.sh/helm/v3 v3.21.4\n"
+PROMETHEUS = "module z\n\nrequire github.com/prometheus/prometheus v0.315.0\n"
 
 
 @pytest.fixture
 def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installation with pins and no sources."""
     root = tmp_path / "share"
-    for name, text in (("kube", KUBE), ("helm", HELM)):
+    for name, text in (("kube", KUBE), ("helm", HELM), ("prometheus", PROMETHEUS)):
         (root / "hack" / name).mkdir(parents=True)
         (root / "hack" / name / "go.mod").write_text(text)
     for module in (find_module, ensure_module):
@@ -63,7 +73,29 @@ def test_the_pins_are_those_of_go_mod() -> None:
 
 def test_our_own_modules_pin_everything_that_is_needed() -> None:
     pins = read_pins(share_root())
-    assert all(pins.version_of(name) for name in ALL_PROGRAMS)
+    assert all(pins.version_of(name) for name in PROGRAMS)
+
+
+def test_prometheus_has_its_own_numbers_and_no_box_needs_it() -> None:
+    assert prometheus_release("v0.315.0") == "v3.15.0"
+    assert prometheus_release("v0.305.12") == "v3.5.12"
+    with pytest.raises(BoxError, match="no release of Prometheus"):
+        prometheus_release("v1.8.2")
+    assert {"prometheus", "promtool"} == PROMETHEUS_PROGRAMS
+    assert not ALL_PROGRAMS & PROMETHEUS_PROGRAMS
+
+
+def test_prometheus_is_kept_beside_the_cluster_programs(share: Path, tmp_path: Path) -> None:
+    env = {"PENSTOCK_CACHE": str(tmp_path / "cache")}
+    folder = tmp_path / "cache" / "prometheus" / f"v3.15.0-linux-{go_architecture()}"
+    for name in PROMETHEUS_PROGRAMS:
+        _script(folder / name, f"{name}, version 3.14.0 (branch: main, revision: abc)")
+    assert find_programs(PROMETHEUS_PROGRAMS, env) is None
+    for name in PROMETHEUS_PROGRAMS:
+        _script(folder / name, f"{name}, version 3.15.0 (branch: main, revision: abc)")
+    found = find_programs(PROMETHEUS_PROGRAMS, env)
+    assert found is not None
+    assert found.folder_of(PROMETHEUS_PROGRAMS) == folder
 
 
 def test_machines_without_a_kubernetes_are_named() -> None:
@@ -164,7 +196,7 @@ def test_a_download_that_is_not_what_was_published_is_refused(tmp_path: Path) ->
 
 def test_every_published_program_has_a_release_and_ours_has_none() -> None:
     pins = read_pins(share_root())
-    assert {name for name in ALL_PROGRAMS if release_of(name, pins) is None} == {"cri-streaming"}
+    assert {name for name in PROGRAMS if release_of(name, pins) is None} == {"cri-streaming"}
 
 
 def test_without_network_the_programs_are_built_and_remembered(
@@ -226,6 +258,7 @@ def test_the_build_tells_clients_the_pinned_version() -> None:
     flags = link_flags(read_pins(share_root()))
     assert "-X k8s.io/component-base/version.gitVersion=v1.34.4" in flags
     assert "-X k8s.io/component-base/version.gitMinor=34" in flags
+    assert "-X github.com/prometheus/common/version.Version=3.15.0" in flags
 
 
 def test_the_build_cache_is_ours_and_not_the_users(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ CARRIED = (
     "penstock/box/share/hack/kube/go.sum",
     "penstock/box/share/hack/helm/go.mod",
     "penstock/box/share/hack/helm/go.sum",
+    "penstock/box/share/hack/prometheus/go.mod",
+    "penstock/box/share/hack/prometheus/go.sum",
     "penstock/cli/main.py",
     "penstock/workers/drain.py",
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from penstock.box.binaries import ALL_PROGRAMS, ensure_programs
+from penstock.box.binaries import ALL_PROGRAMS, PROMETHEUS_PROGRAMS, ensure_programs
 from penstock.box.errors import BoxError
 from penstock.box.install import Deployment, find_example, install, stream_tokens
 from penstock.box.lifecycle import Box, BoxOptions, await_ready, exclusive, find_box, require_box, start_box, stop_box
@@ -38,6 +38,7 @@ _TimeScale = Annotated[
 ]
 _Example = Annotated[str, typer.Option("--model-example", help="Example to apply: a shipped one's name, or a path.")]
 _ApiPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Host port of the API server (6443 when free).")]
+_Prometheus = Annotated[bool, typer.Option("--prometheus", help="Prometheus and promtool as well.")]
 _GatewayPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Host port of the gateway (8000 when free).")]
 
 
@@ -228,14 +229,15 @@ def kubeconfig(
         sys.stdout.write(box.kubeconfig.read_text() if raw else f"{box.kubeconfig}\n")
 
 
-def binaries() -> None:
+def binaries(prometheus: _Prometheus = False) -> None:
     """Get the Kubernetes programs a box runs (found, downloaded or built) and print where they lie."""
     console = Console(stderr=True)
     reporter = TerminalReporter(console)
+    needed = ALL_PROGRAMS | PROMETHEUS_PROGRAMS if prometheus else ALL_PROGRAMS
     with _sentences(console):
         try:
             with Stages(reporter).stage("programs"):
-                programs = ensure_programs(ALL_PROGRAMS, reporter.detail)
+                programs = ensure_programs(needed, reporter.detail)
         finally:
             reporter.close()
         for program in sorted(programs.folders):

@@ -5,6 +5,6 @@
 
 from penstock.box.binaries.ensure import ensure_programs
 from penstock.box.binaries.find import Programs, find_programs
-from penstock.box.binaries.pins import ALL_PROGRAMS, API_PROGRAMS
+from penstock.box.binaries.pins import ALL_PROGRAMS, API_PROGRAMS, PROMETHEUS_PROGRAMS
 
-__all__ = ["ALL_PROGRAMS", "API_PROGRAMS", "Programs", "ensure_programs", "find_programs"]
+__all__ = ["ALL_PROGRAMS", "API_PROGRAMS", "PROMETHEUS_PROGRAMS", "Programs", "ensure_programs", "find_programs"]

@@ -36,15 +36,19 @@ class Programs:
 
 
 def cache_folder(module: str, pins: Pins, env: Mapping[str, str] = os.environ) -> Path:
-    """The cache folder of a module's programs (`kube` or `helm`) at the pinned version."""
-    name, version = ("kubernetes", pins.kubernetes) if module == "kube" else ("helm", pins.helm)
+    """The cache folder of a module's programs (`kube`, `helm` or `prometheus`) at the pinned version."""
+    name, version = {
+        "kube": ("kubernetes", pins.kubernetes),
+        "helm": ("helm", pins.helm),
+        "prometheus": ("prometheus", pins.prometheus),
+    }[module]
     return cache_root(env) / name / f"{version}-linux-{pins.architecture}"
 
 
 def by_module(needed: frozenset[str]) -> dict[str, frozenset[str]]:
     """`needed` split by the Go module that holds each program; raises BoxError for an unknown name."""
-    if unknown := needed - ALL_PROGRAMS:
-        raise BoxError(f"no such program: {', '.join(sorted(unknown))}; there are {', '.join(sorted(ALL_PROGRAMS))}")
+    if unknown := needed - PROGRAMS.keys():
+        raise BoxError(f"no such program: {', '.join(sorted(unknown))}; there are {', '.join(sorted(PROGRAMS))}")
     modules = {PROGRAMS[name].module for name in needed}
     return {module: frozenset(n for n in needed if PROGRAMS[n].module == module) for module in sorted(modules)}
 

@@ -1,4 +1,7 @@
-"""Which programs a box runs and at which versions: read from the Go modules that build them, so there is one truth."""
+"""Which programs a box runs and at which versions: read from the Go modules that build them, so there is one truth.
+
+Prometheus is pinned the same way, for whoever asks for it; a box does not need it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm6
 KUBERNETES_MODULE = "k8s.io/kubernetes"
 ETCD_MODULE = "go.etcd.io/etcd/server/v3"
 HELM_MODULE = "helm.sh/helm/v3"
+PROMETHEUS_MODULE = "github.com/prometheus/prometheus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,14 @@ PROGRAMS: dict[str, Program] = {
         ),
         Program("cri-streaming", "./streaming", "kube"),
         Program("helm", f"{HELM_MODULE}/cmd/helm", "helm"),
+        *(Program(name, f"{PROMETHEUS_MODULE}/cmd/{name}", "prometheus") for name in ("prometheus", "promtool")),
     )
 }
 
-ALL_PROGRAMS = frozenset(PROGRAMS)
+PROMETHEUS_PROGRAMS = frozenset(name for name, program in PROGRAMS.items() if program.module == "prometheus")
+"""Prometheus and what checks its rules: got only when asked for."""
+ALL_PROGRAMS = frozenset(PROGRAMS) - PROMETHEUS_PROGRAMS
+"""Everything a box runs."""
 API_PROGRAMS = frozenset({"etcd", "kube-apiserver", "kubectl"})
 """Enough for an API server without nodes."""
 
@@ -55,11 +63,14 @@ class Pins:
     kubernetes: str
     etcd: str
     helm: str
+    prometheus: str
     streaming: str
     architecture: str
 
     def version_of(self, program: str) -> str:
         """The version that `program` must have."""
+        if program in PROMETHEUS_PROGRAMS:
+            return self.prometheus
         return {"etcd": self.etcd, "helm": self.helm, "cri-streaming": self.streaming}.get(program, self.kubernetes)
 
 
@@ -72,6 +83,14 @@ def required_version(go_mod: str, module: str) -> str:
     raise BoxError(f"go.mod does not require {module}: the installation is incomplete, reinstall")
 
 
+def prometheus_release(module_version: str) -> str:
+    """Prometheus' own number for a version of its Go module: v0.315.0 is Prometheus v3.15.0."""
+    match = re.fullmatch(r"v0\.([1-9]\d?)(\d\d)\.(\d+)", module_version)
+    if match is None:
+        raise BoxError(f"hack/prometheus requires {module_version}, which is no release of Prometheus: pin one")
+    return f"v{match[1]}.{int(match[2])}.{match[3]}"
+
+
 def go_architecture(machine: str | None = None) -> str:
     """Go's name of this machine's architecture; raises BoxError where no Kubernetes is released for it."""
     name = (machine or platform.machine()).lower()
@@ -81,13 +100,15 @@ def go_architecture(machine: str | None = None) -> str:
 
 
 def read_pins(share: Path) -> Pins:
-    """Pins from `hack/kube` and `hack/helm` below `share`."""
+    """Pins from the modules in `hack/` below `share`."""
     kube = (share / "hack" / "kube" / "go.mod").read_text()
     helm = (share / "hack" / "helm" / "go.mod").read_text()
+    prometheus = (share / "hack" / "prometheus" / "go.mod").read_text()
     return Pins(
         kubernetes=required_version(kube, KUBERNETES_MODULE),
         etcd=required_version(kube, ETCD_MODULE),
         helm=required_version(helm, HELM_MODULE),
+        prometheus=prometheus_release(required_version(prometheus, PROMETHEUS_MODULE)),
         streaming=source_digest(share / "hack" / "kube" / "streaming"),
         architecture=go_architecture(),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
-from penstock.box.binaries.pins import Pins
+from penstock.box.binaries.pins import PROMETHEUS_PROGRAMS, Pins
 from penstock.box.errors import BoxError
 
 # No network must cost seconds, not minutes: the next source is waiting.
@@ -57,6 +57,10 @@ def release_of(program: str, pins: Pins) -> Release | None:
         base = f"https://github.com/etcd-io/etcd/releases/download/{pins.etcd}"
         stem = f"etcd-{pins.etcd}-linux-{arch}"
         return Release(f"{base}/{stem}.tar.gz", f"{base}/SHA256SUMS", "sha256", f"{stem}/etcd")
+    if program in PROMETHEUS_PROGRAMS:
+        base = f"https://github.com/prometheus/prometheus/releases/download/{pins.prometheus}"
+        stem = f"prometheus-{pins.prometheus.removeprefix('v')}.linux-{arch}"
+        return Release(f"{base}/{stem}.tar.gz", f"{base}/sha256sums.txt", "sha256", f"{stem}/{program}")
     url = f"https://dl.k8s.io/release/{pins.kubernetes}/bin/linux/{arch}/{program}"
     return Release(url, f"{url}.sha512", "sha512")
 
