@@ -109,6 +109,8 @@ class DeploymentView:
     max_accelerators: int | None = None
     max_cost: float | None = None
     """Money per hour."""
+    model: str = ""
+    """The served name, by which requests are counted."""
     moving: bool = False
     """A roll is under way: pods of two revisions stand side by side."""
 

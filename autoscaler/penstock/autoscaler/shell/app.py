@@ -16,6 +16,7 @@ from penstock.autoscaler.shell.cluster import ClusterView
 from penstock.autoscaler.shell.export import DeploymentState, PoolState, SignalCollector, Snapshot, WorkerCounts
 from penstock.autoscaler.shell.kube import Kube
 from penstock.autoscaler.shell.leader import Leader
+from penstock.autoscaler.shell.limits_metrics import LimitsCollector
 from penstock.autoscaler.shell.objects import Pool, PoolKey, Worker
 from penstock.autoscaler.shell.scaling import Scaling
 from penstock.autoscaler.shell.scaling_metrics import ScalingCollector
@@ -63,6 +64,7 @@ class Autoscaler:
         for each in (
             self.collector,
             ScalingCollector(self.scaling),
+            LimitsCollector(self.scaling),
             PROCESS_COLLECTOR,
             PLATFORM_COLLECTOR,
             GC_COLLECTOR,

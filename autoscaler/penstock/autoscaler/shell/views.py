@@ -114,6 +114,7 @@ class Views:
             mix=mix,
             max_accelerators=budget.max_accelerators if budget else None,
             max_cost=budget.cost if budget else None,
+            model=spec.model.name,
             moving=any(len({w.revision for w in workers.get(p.key, ()) if not w.terminating}) > 1 for p in pools),
         )
 
