@@ -37,7 +37,7 @@ Server-side apply of an object that may not exist yet needs create beside patch.
   resources: [pods]
   verbs: [get, list, watch]
 - apiGroups: [penstock.dev]
-  resources: [modeldeployments]
+  resources: [modeldeployments, workerpools]
   verbs: [get, list, watch]
 # The condition RouterReady is the router's to write.
 - apiGroups: [penstock.dev]

@@ -85,7 +85,7 @@ from penstock.api.quantities import (
     resolve_share,
 )
 from penstock.api.reasons import ConditionType, Reason
-from penstock.api.workerpool import WorkerPool, WorkerPoolSpec, WorkerPoolStatus
+from penstock.api.workerpool import WorkerPool, WorkerPoolSpec, WorkerPoolStatus, WorkerSpeed
 
 KINDS: tuple[type[ApiObject], ...] = (
     ModelDeployment,
@@ -162,6 +162,7 @@ __all__ = [
     "WorkerPool",
     "WorkerPoolSpec",
     "WorkerPoolStatus",
+    "WorkerSpeed",
     "format_duration",
     "parse_decimal",
     "parse_duration",

@@ -6,9 +6,24 @@ field through the scale subresource, within bounds that the API server itself ho
 
 from typing import Annotated, ClassVar, Literal
 
-from penstock.api.base import ApiModel, ApiObject, Column, Condition, KindInfo, Name, Rule, Scale, Text, map_list, rules
+from penstock.api.base import (
+    ApiModel,
+    ApiObject,
+    Coefficient,
+    Column,
+    Condition,
+    KindInfo,
+    Name,
+    Rule,
+    Scale,
+    Text,
+    map_list,
+    rules,
+)
+from penstock.api.performanceprofile import DecodeCoefficients, PrefillCoefficients
 from penstock.api.pods import RenderedPodTemplate
 from penstock.api.pools import ModelName, ParallelismSpec, PoolName, Role, RolloutSpec
+from penstock.api.quantities import parse_decimal
 from pydantic import ConfigDict, Field, StringConstraints
 
 
@@ -17,6 +32,37 @@ def _immutable(field: str) -> Rule:
         f"self.{field} == oldSelf.{field}",
         f"spec.{field} of a WorkerPool is immutable; change the ModelDeployment, which makes another WorkerPool",
     )
+
+
+class ExpertCoefficients(ApiModel):
+    """What reading the routed experts' weights adds to an iteration of a mixture of experts."""
+
+    whole: Coefficient = "0"
+    """Milliseconds to read all of them."""
+    share: Coefficient = "0"
+    """Share of them that one token visits."""
+
+    @property
+    def values(self) -> tuple[float, float]:
+        """Milliseconds, and a share of 1."""
+        return float(parse_decimal(self.whole)), float(parse_decimal(self.share))
+
+
+class WorkerSpeed(ApiModel):
+    """How fast one worker of the pool is and what it costs, as the operator resolved it from profile and classes."""
+
+    source: Annotated[str, StringConstraints(max_length=64)] = ""
+    """Where the latency comes from: `Online`, `Benchmark`, `Catalogue` or `Roofline`."""
+    prefill: PrefillCoefficients | None = None
+    """Milliseconds of a prefill iteration; left out: nobody knows."""
+    decode: DecodeCoefficients | None = None
+    """Milliseconds of a decode iteration; left out: nobody knows."""
+    experts: ExpertCoefficients | None = None
+    """For a mixture of experts."""
+    transfer_per_token: Coefficient | None = None
+    """Milliseconds until one token's KV cache has come from another worker."""
+    price_per_hour: Coefficient | None = None
+    """Money per hour of one worker."""
 
 
 class WorkerPoolSpec(ApiModel):
@@ -65,6 +111,8 @@ class WorkerPoolSpec(ApiModel):
     """Most workers that may be asked for."""
     rollout: RolloutSpec = Field(default_factory=RolloutSpec)
     """How a change of the template replaces workers."""
+    speed: WorkerSpeed | None = None
+    """How fast one worker is and what it costs; the router predicts with it. A change of it replaces no worker."""
     revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{0,63}$", max_length=63)] = ""
     """Revision of `template`: first digits of its SHA-256."""
     kv_hash: Annotated[str, StringConstraints(max_length=128)] = ""

@@ -11,6 +11,7 @@ is what makes pick-then-reserve atomic.
 """
 
 import math
+from dataclasses import replace
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import cast
@@ -23,6 +24,9 @@ from penstock.core.fleet.prefixes import PrefixIndex
 from penstock.core.fleet.requests import Request
 from penstock.core.fleet.view import FleetView
 from penstock.core.fleet.workers import Worker
+
+_SPEED = ("prefill_ms", "decode_ms", "experts_ms", "transfer_ms", "price_per_hour", "kv_capacity_tokens")
+"""What may be learned of a worker while it serves."""
 
 
 class Fleet:
@@ -142,6 +146,20 @@ class Fleet:
         self._describe(slot, worker)
         self._moved()
         return slot
+
+    def describe(self, slot: int, worker: Worker) -> None:
+        """Learn anew how fast a worker is and what it costs; whatever it has goes on.
+
+        `ValueError` for a worker that differs in more than that: such a one has to be removed and added.
+        """
+        before = self.worker(slot)
+        if replace(before, **{name: getattr(worker, name) for name in _SPEED}) != worker:
+            raise ValueError(f"worker {worker.name!r} differs from {before.name!r} in more than its speed and price")
+        self._workers[slot] = worker
+        for name in ("prefill_ms", "decode_ms", "transfer_ms", "price"):  # KV capacity is learned from samples too.
+            self._columns[name][slot] = LAYOUT[name][1]
+        self._describe(slot, worker)
+        self._moved()
 
     def _describe(self, slot: int, worker: Worker) -> None:
         """Write down what is known of a worker's speed and price; the rest stays unknown."""

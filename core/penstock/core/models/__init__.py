@@ -23,6 +23,7 @@ from penstock.core.models.power import Phase, energy_joules, slowdown, throttled
 from penstock.core.models.profiles import resolve_profile
 from penstock.core.models.published import PublishedProfile, find_published, published_profiles
 from penstock.core.models.roofline import Efficiency, roofline_profile
+from penstock.core.models.transfer import transfer_ms_per_token
 
 __all__ = [
     "Accelerator",
@@ -58,5 +59,6 @@ __all__ = [
     "suggest",
     "suggest_accelerator",
     "throttled",
+    "transfer_ms_per_token",
     "watts",
 ]

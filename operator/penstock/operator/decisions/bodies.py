@@ -21,6 +21,7 @@ from penstock.operator.decisions.naming import (
 )
 from penstock.operator.decisions.observed import Deployment, Pool
 from penstock.operator.decisions.plan import PoolPlan
+from penstock.operator.decisions.speeds import speed_body
 from penstock.workers.decisions.adapters import DRAIN_FILE, drain_script
 
 Body = dict[str, Any]
@@ -66,6 +67,7 @@ def worker_pool(deployment: Deployment, plan: PoolPlan, least: int, most: int) -
             "minReplicas": least,
             "maxReplicas": most,
             "rollout": plan.rollout.to_dict(),
+            "speed": speed_body(plan.speed, plan.cost_per_worker),
             "revision": plan.template.revision,
             "kvHash": plan.template.kv_hash,
             "template": plan.template.body,

@@ -28,6 +28,7 @@ from penstock.operator.decisions.naming import ANNOTATION_INPUTS, DEFAULT_POOL, 
 from penstock.operator.decisions.observed import Observed, Pool
 from penstock.operator.decisions.profiles import Profile, resolve
 from penstock.operator.decisions.refusal import Refusal, names
+from penstock.operator.decisions.speeds import Speed, speed_of
 from penstock.operator.decisions.templates import Inputs, Template, inputs_hash, make_template
 from penstock.router.decisions.policies import POLICIES
 
@@ -55,6 +56,7 @@ class PoolPlan:
     priced_units: int
     """What `price` counts, in one worker: its accelerators, or the sockets of a CPU class."""
     why: str
+    speed: Speed
 
     @property
     def cost_per_worker(self) -> Decimal | None:
@@ -189,6 +191,7 @@ def _pool_plans(
             accelerators_per_worker=shape.parallelism.accelerators if accelerator.spec.type == "GPU" else 0,
             priced_units=shape.parallelism.accelerators,
             why=shape.why or why,
+            speed=speed_of(inputs),
         )
         for row, share, (accelerator, inputs, why) in zip(rows, numbers, usable, strict=True)
     ]

@@ -1,5 +1,7 @@
 """Workers and models as Kubernetes has them: pods into the fleet, ModelDeployments into the model table.
 
+How fast a pod's worker is stands in its WorkerPool; that may come later, or change, and replaces no worker.
+
 A pod that is Ready is in rotation; one that is being deleted is withdrawn at once while its streams go on;
 one that is gone is removed. The router says what it sees in one condition of each ModelDeployment,
 `RouterReady`, and only when that changes.
@@ -9,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import aiohttp
@@ -22,11 +25,14 @@ from penstock.router.shell.discovery.objects import (
     SeenDeployment,
     SeenPod,
     condition_patch,
+    pool_key,
     read_deployment,
     read_pod,
     router_ready,
+    with_speed,
 )
 from penstock.router.shell.discovery.sockets import use_owned_sockets
+from penstock.router.shell.discovery.speeds import Speed, told_speed
 from penstock.router.shell.gateway import Gateway, unix_now
 from penstock.router.shell.models import ServedModel
 
@@ -37,6 +43,7 @@ _SETTLE_SECONDS = 0.2
 """Changes come in bursts (a rollout, a first list): the condition is written once they pause."""
 _RETRY_SECONDS = (1.0, 3.0)
 _DEPLOYMENTS = "/apis/penstock.dev/v1alpha1{scope}/modeldeployments"
+_POOLS = "/apis/penstock.dev/v1alpha1{scope}/workerpools"
 
 
 async def connect() -> ApiClient:
@@ -61,13 +68,18 @@ class ClusterDiscovery:
         self._fleet: Fleet = gateway.fleet
         self._default_policy = default_policy
         self._pods: dict[Key, SeenPod] = {}
+        self._speeds: dict[Key, Speed] = {}  # By namespace and name of the WorkerPool.
         self._deployments: dict[Key, SeenDeployment] = {}
         self._created: dict[str, int] = {}
         self._kind_missing = False
         self._dirty = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         scopes = [f"/namespaces/{name}" for name in namespaces] or [""]
+        # Pools first: a pod that is seen after its pool has its speed from the start.
         self._watches = [
+            ListWatch(api, _POOLS.format(scope=scope), "", self._pool_changed, self._pool_removed) for scope in scopes
+        ]
+        self._watches += [
             ListWatch(api, f"/api/v1{scope}/pods", DEPLOYMENT, self._pod_changed, self._pod_removed) for scope in scopes
         ] + [
             ListWatch(
@@ -99,7 +111,9 @@ class ClusterDiscovery:
     # ---- pods -------------------------------------------------------------------------------
 
     def _pod_changed(self, key: Key, item: Object) -> None:
-        seen, before = read_pod(item), self._pods.get(key)
+        seen, before = self._told(read_pod(item)), self._pods.get(key)
+        if before is not None and seen is not None and before.uid == seen.uid:
+            before = self._learn(key, before, seen)
         if before is not None and (seen is None or (seen.uid, seen.worker) != (before.uid, before.worker)):
             self._pod_removed(key)
         if seen is None:
@@ -124,6 +138,39 @@ class ClusterDiscovery:
         if slot is not None:
             self._gateway.remove_worker(slot)
         self._changed()
+
+    # ---- pools ------------------------------------------------------------------------------
+
+    def _told(self, seen: SeenPod | None) -> SeenPod | None:
+        """The pod's worker with the speed its pool tells, if it is known."""
+        return None if seen is None else with_speed(seen, self._speeds.get(pool_key(seen.worker)))
+
+    def _learn(self, key: Key, before: SeenPod, seen: SeenPod) -> SeenPod:
+        """Have the fleet know a worker's new speed; a worker that differs otherwise is left as it was."""
+        slot = self._fleet.slot_of(before.worker.name)
+        if slot is None or before.worker == seen.worker:
+            return before
+        try:
+            self._fleet.describe(slot, seen.worker)
+        except ValueError:
+            return before
+        known = self._pods[key] = replace(before, worker=seen.worker)
+        return known
+
+    def _pool_changed(self, key: Key, item: Object) -> None:
+        speed = told_speed(item.get("spec") or {})
+        if self._speeds.get(key) == speed:
+            return
+        if speed is None:
+            self._speeds.pop(key, None)
+            return  # What was known of its workers stays: nobody said that it was wrong.
+        self._speeds[key] = speed
+        for pod, seen in list(self._pods.items()):
+            if pool_key(seen.worker) == key:
+                self._learn(pod, seen, with_speed(seen, speed))
+
+    def _pool_removed(self, key: Key) -> None:
+        self._speeds.pop(key, None)
 
     # ---- deployments ------------------------------------------------------------------------
 

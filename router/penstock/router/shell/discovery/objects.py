@@ -4,13 +4,13 @@ Objects are read tolerantly (a field that is missing or odd makes the object unu
 they were checked when they were stored, and a router must outlive a newer version of the API.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.api.quantities import parse_duration
 from penstock.api.reasons import ConditionType, Reason
 from penstock.core.fleet import Role, Worker
-from penstock.router.shell.discovery.speeds import speed_of
+from penstock.router.shell.discovery.speeds import Speed, speed_of
 
 DEPLOYMENT = "penstock.dev/deployment"
 POOL = "penstock.dev/pool"
@@ -66,6 +66,26 @@ def read_pod(pod: Object) -> SeenPod | None:
     )
     leaving = metadata.get("deletionTimestamp") is not None
     return SeenPod(metadata.get("uid", ""), worker, _is_true(status, "Ready"), leaving)
+
+
+def pool_key(worker: Worker) -> tuple[str, str]:
+    """Namespace and name of the WorkerPool a worker belongs to."""
+    return worker.namespace, f"{worker.deployment}-{worker.pool}-{worker.accelerator}"
+
+
+def with_speed(seen: SeenPod, speed: Speed | None) -> SeenPod:
+    """The same pod, its worker as fast and as dear as its WorkerPool says; unchanged where that says nothing."""
+    if speed is None:
+        return seen
+    worker = replace(
+        seen.worker,
+        prefill_ms=speed.prefill_ms,
+        decode_ms=speed.decode_ms,
+        experts_ms=speed.experts_ms,
+        transfer_ms=speed.transfer_ms,
+        price_per_hour=speed.price_per_hour,
+    )
+    return replace(seen, worker=worker)
 
 
 def _port(pod: Object) -> int:

@@ -1,21 +1,25 @@
-"""How fast a worker is and what it costs, as far as its pod's labels tell: the catalogue's profile. Pure.
+"""How fast a worker is and what it costs. Pure.
 
-An unknown model or accelerator class has no profile, and picks go on without: what is not known is held equal.
+Its WorkerPool says so: there the operator writes what it resolved from profiles, classes and engine. Until the pool is
+seen, or where an older operator wrote it, the pod's labels lead to the catalogue's profile. An unknown model or
+accelerator class has no profile, and picks go on without: what is not known is held equal.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+from penstock.api import WorkerSpeed
 from penstock.core.models import (
-    Accelerator,
-    Efficiency,
-    ModelArchitecture,
     Parallelism,
     find_accelerator,
     find_model,
     resolve_profile,
+    transfer_ms_per_token,
 )
+from pydantic import ValidationError
 
 Coefficients = tuple[float, float, float]
 
@@ -52,10 +56,21 @@ def speed_of(model: str, accelerator: str, parallelism: str) -> Speed:
     )
 
 
-def transfer_ms_per_token(model: ModelArchitecture, hardware: Accelerator, degrees: Parallelism) -> float:
-    """ms to receive one token's KV cache, each accelerator its shard over its own link at the link's sustained rate."""
-    shard = model.kv_bytes_per_token() / model.kv_shards(degrees.tensor) / degrees.pipeline
-    return shard / (hardware.link.bytes_per_second * Efficiency.of(hardware).link) * 1e3
+def told_speed(spec: Mapping[str, Any]) -> Speed | None:
+    """What a WorkerPool's spec says of its workers; None where it says nothing that can be read."""
+    try:
+        told = WorkerSpeed.read(spec.get("speed") or {})
+    except (ValidationError, ValueError):
+        return None
+    if told.prefill is None or told.decode is None:
+        return None
+    return Speed(
+        prefill_ms=told.prefill.values,
+        decode_ms=told.decode.values,
+        experts_ms=told.experts.values if told.experts else (0.0, 0.0),
+        transfer_ms=None if told.transfer_per_token is None else float(told.transfer_per_token),
+        price_per_hour=None if told.price_per_hour is None else float(told.price_per_hour),
+    )
 
 
 def _degrees(parallelism: str) -> Parallelism | None:
