@@ -1,9 +1,8 @@
 """What is told about a pick, for how long, and where."""
 
-from dataclasses import replace
-
 import httpx
 from fake_worker import FakeWorker
+from msgspec.structs import replace
 from penstock.core.fleet import Fleet, Pick, Request, Role, Worker
 from penstock.router.decisions import find_policy
 from penstock.router.decisions.explain import ExplainLog

@@ -1,11 +1,11 @@
 """Legs of prefill/decode pairs: never after the lease, never with other blocks, and never a place left behind."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from penstock.core.fleet import Failure, Fleet, Rejection, Request, Role, Worker
 from penstock.router.decisions import (
     Answered,

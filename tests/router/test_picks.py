@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from penstock.core.fleet import Failure, Fleet, Pick, PickReason, Rejection, RejectReason, Request, Role, Worker
 from penstock.router.decisions import (

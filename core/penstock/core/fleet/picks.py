@@ -1,7 +1,9 @@
-"""The answer to one request, with enough beside it to explain itself."""
+"""The answer to one request, with enough beside it to explain itself.
 
-from dataclasses import dataclass
+Some of these are made for every request: as frozen structs they cost a tenth of what frozen dataclasses cost to make.
+"""
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.fleet.reasons import PickReason, RejectReason
@@ -14,8 +16,7 @@ Term = tuple[str, NDArray[np.float64]]
 """A part of a score: its name, which ends in its unit, and one number per candidate (NaN: not known)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(msgspec.Struct, frozen=True):
     """Which worker (or pair) serves a request, and against whom it was chosen.
 
     `decode` is the slot whose worker answers the client. `prefill` is the slot that runs the prompt, `None`
@@ -61,8 +62,7 @@ class Pick:
         return losers[0][0] if losers else None
 
 
-@dataclass(frozen=True, slots=True)
-class Prefills:
+class Prefills(msgspec.Struct, frozen=True):
     """The candidates for the prefill half of a pair, as `Pick` has them for the half that answers."""
 
     candidates: Slots
@@ -70,8 +70,7 @@ class Prefills:
     terms: tuple[Term, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(msgspec.Struct, frozen=True):
     """Why no worker was picked, and when it is worth asking again (seconds)."""
 
     reason: RejectReason
@@ -79,8 +78,7 @@ class Rejection:
     retry_after: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True):
     """What a pick holds on a worker until the request ends.
 
     A slot is reused after its worker is gone; `generation` tells the worker that held the slot then from

@@ -7,9 +7,9 @@ among a thousand workers holds some 60 kB, one among eight next to nothing.
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from penstock.core.fleet import Fleet, Pick, Request, Scores, Slots, Term
 
 _OVERHEAD = 1024
@@ -18,8 +18,7 @@ _PER_NUMBER = 8
 Names = dict[int, str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Explained:
+class Explained(Struct, frozen=True, eq=False):
     """One pick, remembered. `at` is in seconds of the caller's clock; `names` are the slots' at that time."""
 
     request: Request

@@ -12,8 +12,9 @@ client left: `generator.close()`) leaks nothing.
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from msgspec.structs import replace
 from penstock.core.fleet import Failure, Fleet, Pick, Rejection, RejectReason, Request, Role, Worker
 from penstock.router.decisions.legs import count_failure, expected_hit, prefill_leg, still_good, unclaimed
 from penstock.router.decisions.policies import Policy

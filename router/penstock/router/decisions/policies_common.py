@@ -5,10 +5,10 @@ what it needs to remember (whose turn it is) is a column of the fleet, so a rest
 cannot put it out of step.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
 from penstock.core.fleet import (
     ANSWERING,
     FleetView,
@@ -43,8 +43,7 @@ class Policy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(Struct, frozen=True):
     """Candidates in a policy's order: a score for each (lower is better), the index of the best, and why."""
 
     scores: Scores

@@ -6,9 +6,9 @@ order (consistent hashing with bounded loads, Mirrokni et al., arXiv 1608.01350)
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 from penstock.core.fleet import FleetView, Pick, PickReason, Rejection, Request, Slots
 from penstock.router.decisions.policies_common import Ranking, pick_ranked
 from penstock.router.decisions.policies_hash import drawn

@@ -1,14 +1,16 @@
-"""What the life of a request asks of its driver (actions), and what the driver tells it (events)."""
+"""What the life of a request asks of its driver (actions), and what the driver tells it (events).
+
+Every request makes some of them: frozen structs, which cost a tenth of a frozen dataclass.
+"""
 
 from collections.abc import Generator
-from dataclasses import dataclass
 
+from msgspec import Struct
 from penstock.core.fleet import Failure, Pick, Rejection, Reservation, Worker
 from penstock.router.decisions.split import SplitReason
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(Struct, frozen=True):
     """What a prefill leg left behind for a decode worker, and how long it can be relied on."""
 
     params: bytes
@@ -21,8 +23,7 @@ class Transfer:
     """Name of the worker that holds the blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefill:
+class Prefill(Struct, frozen=True):
     """Send the first leg to this worker (one token, not streamed); over a new connection when `fresh`."""
 
     worker: Worker
@@ -31,8 +32,7 @@ class Prefill:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """Send the request to this worker; over a new connection when `fresh`, as a second leg with a `transfer`.
 
     `resumes`: a part of the answer has been given to the client already; ask for the rest of it. `split`: why there is
@@ -49,27 +49,23 @@ class Attempt:
     split: SplitReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Struct, frozen=True):
     """Wait so many seconds, then send `Resumed`."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class PassOn:
+class PassOn(Struct, frozen=True):
     """Give the response that was just announced to the client, as it comes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """Tell the client that nobody serves it. The end."""
 
     rejection: Rejection
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(Struct, frozen=True):
     """The response broke after its first byte and is not continued: tell the client, never silently. The end."""
 
     failure: Failure
@@ -79,8 +75,7 @@ class Cut:
 Action = Prefill | Attempt | Pause | PassOn | Refuse | Cut
 
 
-@dataclass(frozen=True, slots=True)
-class Prefilled:
+class Prefilled(Struct, frozen=True):
     """The first leg was answered; `params` is None where nothing is held for a second one."""
 
     now: float
@@ -88,16 +83,14 @@ class Prefilled:
     params: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """The head of a response has come; nothing of it has been given to the client yet."""
 
     now: float
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The attempt, or the response being passed on, broke.
 
     `resumable`: the driver can ask somebody else for exactly what is missing of a response being passed on.
@@ -108,15 +101,13 @@ class Failed:
     resumable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The response was passed on whole."""
 
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(Struct, frozen=True):
     """The pause is over."""
 
     now: float

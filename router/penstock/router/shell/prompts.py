@@ -10,12 +10,12 @@ there. The second holds for seconds where events will confirm it, for minutes wh
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from penstock.core.fleet import Fleet, Pick, PrefixIndex, Request, Worker
 from penstock.core.tokens.errors import PromptError, TokensUnknown
