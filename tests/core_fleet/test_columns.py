@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from penstock.core.fleet import UNKNOWN, Breaker, Fleet, Request, Reservation, Role, Signal, Worker, total
 
