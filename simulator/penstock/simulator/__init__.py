@@ -4,16 +4,19 @@
 on a virtual clock. Nothing here may read a clock, open a socket or import a shell.
 """
 
+from penstock.simulator.links import Level, Link, Topology
+from penstock.simulator.placement import plan_workers
 from penstock.simulator.report import Resources, make_report
 from penstock.simulator.scenario import (
     ENDLESS,
     Crash,
+    FirstToken,
     Impossible,
     NodeGroup,
+    PoolSpec,
     Scenario,
     WorkerSpec,
     parse_nodes,
-    plan_workers,
 )
 from penstock.simulator.startup import StartUp
 from penstock.simulator.twin import Result, Twin, simulate
@@ -21,12 +24,17 @@ from penstock.simulator.twin import Result, Twin, simulate
 __all__ = [
     "ENDLESS",
     "Crash",
+    "FirstToken",
     "Impossible",
+    "Level",
+    "Link",
     "NodeGroup",
+    "PoolSpec",
     "Resources",
     "Result",
     "Scenario",
     "StartUp",
+    "Topology",
     "Twin",
     "WorkerSpec",
     "make_report",

@@ -1,36 +1,34 @@
-"""What is simulated: nodes, model, policy and limits; and which workers that makes, or why it cannot be."""
+"""What is simulated, as data: nodes, model, pools, policy, links and limits."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from penstock.core.engine import EngineConfig
+from penstock.core.fleet import Role
 from penstock.core.models import (
     Accelerator,
     LatencyProfile,
     ModelArchitecture,
     Parallelism,
     find_accelerator,
-    fit,
     known_accelerators,
-    resolve_profile,
-    smallest_fit,
     suggest_accelerator,
 )
-from penstock.core.traces import Trace
 from penstock.router.decisions.policies import DEFAULT_POLICY
 from penstock.router.decisions.retries import RetryLimits
+from penstock.router.decisions.split import SplitLimits
+from penstock.simulator.links import Link, Topology
 from penstock.simulator.startup import StartUp
 
 __all__ = [
-    "ENDLESS", "Crash", "Impossible", "NodeGroup", "Scenario", "WorkerSpec", "parse_nodes", "plan_workers",
+    "ENDLESS", "Crash", "FirstToken", "Impossible", "NodeGroup", "PoolSpec", "Scenario", "WorkerSpec", "parse_nodes",
 ]  # fmt: skip
 
 ENDLESS = 1 << 60
 """Tokens of a KV cache that never fills."""
-DEFAULT_BLOCK_SIZE = 16
 _GROUP = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*)=(\d{1,6})x(\d{1,4})")
 
 
@@ -57,6 +55,35 @@ class Crash:
     """Its number, from 0, in the order of node groups."""
 
 
+class FirstToken(StrEnum):
+    """Whose first token the client sees where prefill and decode are apart."""
+
+    DECODE = "Decode"
+    """The decode worker's, which computes the prompt's last token again: as our gateway and vLLM do it."""
+    PREFILL = "Prefill"
+    """The prefill worker's, at once; the decode worker goes on with the second: as Splitwise and DistServe do it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Workers of one role on one accelerator class with one parallelism; limits left out are the scenario's."""
+
+    name: str
+    role: Role
+    accelerator: str
+    """Class name; the pool's workers stand on the nodes of the groups of this class."""
+    parallelism: Parallelism
+    replicas: int
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise Impossible("a pool needs a name")
+        if self.replicas < 0:
+            raise Impossible(f"pool {self.name}: {self.replicas} replicas; give 0 or more")
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A cluster, what it runs and how. Times in seconds, sizes in tokens."""
@@ -64,8 +91,11 @@ class Scenario:
     model: ModelArchitecture
     groups: tuple[NodeGroup, ...]
     policy: str = DEFAULT_POLICY
+    pools: tuple[PoolSpec, ...] = ()
+    """Workers in the order they are placed, each on the first node with room; empty: both phases on every worker, and
+    as many of them as the nodes hold."""
     parallelism: Parallelism | None = None
-    """Of every worker; None: the fewest accelerators of each class that fit the model."""
+    """Without pools, of every worker; None: the fewest accelerators of each class that fit the model."""
     max_context: int | None = None
     """Longest sequence; None: the trace's longest, at most the model's own limit."""
     kv_capacity: int | None = None
@@ -87,6 +117,12 @@ class Scenario:
     start_up: StartUp = field(default_factory=StartUp)
     scrape_interval_s: float = 5.0
     """How often the router looks at each worker's own load; 0: never."""
+    transfer: Link = field(default_factory=Link)
+    """What KV caches move over from prefill to decode workers."""
+    topology: Topology = field(default_factory=Topology)
+    split: SplitLimits = field(default_factory=SplitLimits)
+    """When a prompt is prefilled apart, and how long prefill workers hold its blocks."""
+    first_token: FirstToken = FirstToken.DECODE
     readiness_delay_s: float = 1.0
     """How long the router goes on believing in a worker that crashed."""
     max_in_flight: int = 1024
@@ -107,6 +143,10 @@ class WorkerSpec:
     parallelism: Parallelism
     config: EngineConfig
     profile: LatencyProfile
+    role: Role = Role.PREFILL_DECODE
+    pool: str = ""
+    nodes: tuple[int, ...] = (0,)
+    """Every node it stands on, from 0 in the order of groups: several where its pipeline spans them."""
 
 
 def parse_nodes(text: str) -> tuple[NodeGroup, ...]:
@@ -125,97 +165,3 @@ def parse_nodes(text: str) -> tuple[NodeGroup, ...]:
             raise Impossible(f"{part.strip()!r} has no accelerator; give at least 1 node with 1")
         groups.append(NodeGroup(accelerator, nodes, each))
     return tuple(groups)
-
-
-def plan_workers(scenario: Scenario, trace: Trace) -> tuple[WorkerSpec, ...]:
-    """Every worker that the nodes hold, in the order of groups and nodes. Raises `Impossible` when there is none."""
-    context = _context(scenario, trace)
-    block_size = _block_size(scenario, trace)
-    specs: list[WorkerSpec] = []
-    why: list[str] = []
-    for number, group in enumerate(scenario.groups):
-        made = _group_workers(scenario, group, number, context, block_size)
-        if isinstance(made, str):
-            why.append(made)
-        else:
-            specs += made
-    if not specs:
-        raise Impossible("; ".join(why) + f". {_what_fits(scenario.model, context)}")
-    return tuple(specs)
-
-
-def _group_workers(
-    scenario: Scenario, group: NodeGroup, number: int, context: int, block_size: int
-) -> list[WorkerSpec] | str:
-    """The workers of one group, or why it holds none."""
-    accelerator, budget = group.accelerator, scenario.max_num_batched_tokens
-    degrees = scenario.parallelism or smallest_fit(
-        scenario.model, accelerator, context, max_batched_tokens=budget, max_accelerators=group.accelerators
-    )
-    asked = degrees or Parallelism(tensor=_power_of_two(group.accelerators))
-    memory = fit(scenario.model, accelerator, asked, context, max_batched_tokens=budget)
-    if degrees is None or not memory.fits:
-        return memory.reason
-    if degrees.accelerators > group.accelerators:
-        return f"a worker needs {degrees.accelerators} {accelerator.name}, a node has {group.accelerators}"
-    config = EngineConfig(
-        num_blocks=_num_blocks(scenario, memory.kv_capacity_tokens, context, block_size),
-        block_size=block_size,
-        max_num_batched_tokens=budget,
-        max_num_seqs=scenario.max_num_seqs,
-        max_model_len=context,
-        enable_prefix_caching=scenario.prefix_caching,
-    )
-    profile = scenario.profile or resolve_profile(scenario.model, accelerator, degrees)
-    return [
-        WorkerSpec(f"g{number}-n{node}-w{place}", f"g{number}-n{node}", accelerator, degrees, config, profile)
-        for node in range(group.nodes)
-        for place in range(group.accelerators // degrees.accelerators)
-    ]
-
-
-def _num_blocks(scenario: Scenario, memory_tokens: int, context: int, block_size: int) -> int:
-    tokens = memory_tokens if scenario.kv_capacity is None else scenario.kv_capacity
-    if tokens < context:
-        raise Impossible(f"a KV cache of {tokens} tokens cannot hold the longest sequence, {context}; give it more")
-    return max(tokens // block_size, -(-context // block_size))
-
-
-def _context(scenario: Scenario, trace: Trace) -> int:
-    if scenario.max_context is not None:
-        if not 2 <= scenario.max_context <= scenario.model.max_context:
-            raise Impossible(
-                f"a context of {scenario.max_context} tokens is not possible: {scenario.model.name} takes 2 to "
-                f"{scenario.model.max_context}"
-            )
-        return scenario.max_context
-    longest = max((r.input_tokens + r.output_tokens for r in trace.requests), default=2)
-    return min(longest, scenario.model.max_context)
-
-
-def _block_size(scenario: Scenario, trace: Trace) -> int:
-    shared = any(request.prefix_blocks for request in trace.requests)
-    size = scenario.block_size or (trace.block_tokens if shared else DEFAULT_BLOCK_SIZE)
-    if size < 1 or (shared and trace.block_tokens % size):
-        raise Impossible(
-            f"a block size of {size} does not divide the trace's prefix blocks of {trace.block_tokens} tokens"
-        )
-    return size
-
-
-def _what_fits(model: ModelArchitecture, context: int) -> str:
-    found = [
-        f"{accelerator.name} ({degrees})"
-        for accelerator in known_accelerators()
-        if (degrees := smallest_fit(model, accelerator, context)) is not None
-    ]
-    return f"What fits: {', '.join(found)}" if found else f"Nothing known fits {model.name} on one node"
-
-
-def _power_of_two(most: int) -> int:
-    return 1 << (most.bit_length() - 1)
-
-
-def accelerators(specs: Sequence[WorkerSpec]) -> int:
-    """Accelerators that these workers hold."""
-    return sum(spec.parallelism.accelerators for spec in specs)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from penstock.core.engine import BlockEvent, BlockStored, Finished, Sequence
 from penstock.core.engine import BlockRemoved as Removed
-from penstock.core.fleet import Failure, Fleet, Request, Reservation, Role, Worker
+from penstock.core.fleet import Failure, Fleet, Request, Reservation, Worker
 from penstock.core.reports import Outcome, Verdict
 from penstock.core.traces import Trace
 from penstock.router.decisions.kv_index import KVIndex
@@ -32,8 +32,9 @@ from penstock.router.decisions.life import (
 from penstock.router.decisions.policies import find_policy
 from penstock.simulator.blocks import as_bytes, block_hashes
 from penstock.simulator.events import ARRIVAL, FAULT, READY, RESUMED, SAMPLE, EventQueue
+from penstock.simulator.placement import plan_workers
 from penstock.simulator.report import Resources, account
-from penstock.simulator.scenario import Scenario, WorkerSpec, plan_workers
+from penstock.simulator.scenario import Scenario, WorkerSpec
 from penstock.simulator.worker import TwinWorker
 
 __all__ = ["Result", "Twin", "simulate"]
@@ -112,7 +113,7 @@ class Twin:
                 host=spec.node,
                 port=8000,
                 model=self.scenario.model.name,
-                role=Role.PREFILL_DECODE,
+                role=spec.role,
                 accelerator=spec.accelerator.name,
                 prefill_ms=spec.profile.prefill,
                 decode_ms=spec.profile.decode,
