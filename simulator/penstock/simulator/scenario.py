@@ -76,6 +76,8 @@ class PoolSpec:
     replicas: int
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
+    profile: LatencyProfile | None = None
+    """None: the scenario's, or else the catalogue's."""
 
     def __post_init__(self) -> None:
         if not self.name:
