@@ -80,7 +80,7 @@ def pick_ranked(policy: Ranked, request: Request, view: FleetView, now: float, s
     ranking = policy.rank(request, view, slots, now, seed)
     slot = int(slots[ranking.best])
     prefill, others = None, None
-    if view.role[slot] == DECODE:
+    if int(view.role[slot]) == DECODE:  # numpy's own integers take 3 us to compare with a member
         prefill, others = _mate(policy, request, view, slot, now, seed)
     return Pick(
         decode=slot,

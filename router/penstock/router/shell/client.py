@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 from penstock.router.shell.forms import CONTINUE, Fault, fault_response, head
-from penstock.router.shell.inbound import NOTED, Inbound
+from penstock.router.shell.inbound import Inbound
 
 if TYPE_CHECKING:
     from penstock.router.shell.exchange import Exchange
@@ -31,6 +31,7 @@ class ClientConnection(asyncio.Protocol):
         "_arriving",
         "_current",
         "_exchange",
+        "_fields",
         "_gateway",
         "_held",
         "_in_head",
@@ -55,6 +56,8 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._waiting: deque[Inbound] = deque()
         self._in_head = False
+        self._fields: list[tuple[bytes, bytes]] = []
+        """Header fields of the request that is arriving, until its head is whole."""
         self._silent_head = 0
         self._held = b""
         self._lingering = -1
@@ -144,6 +147,7 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._arriving = Inbound()
+        self._fields = []
         self._in_head = True
         self._silent_head = 0
         if self._current is None:
@@ -156,27 +160,24 @@ class ClientConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser; trailers of a chunked body are dropped."""
-        inbound = self._arriving
-        if inbound is None or not self._in_head:
-            return
-        inbound.head_bytes += len(name) + len(value) + 4
-        lower = name.lower()
-        inbound.fields.append((lower, name, value))
-        special = NOTED.get(lower)
-        if special is not None:
-            special(inbound, value)
+        if self._in_head:
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Called by the parser; what can be refused now is, before any body is taken."""
         inbound = self._arriving
         assert inbound is not None
         self._in_head = False
+        parser = self._parser
+        inbound.read_fields(self._fields)
         inbound.path = inbound.target.partition(b"?")[0]
-        inbound.method = self._parser.get_method()
-        inbound.http_1_0 = self._parser.get_http_version() == "1.0"
-        inbound.keep_alive = self._parser.should_keep_alive() and not inbound.http_1_0
+        inbound.method = parser.get_method()
+        keep = parser.should_keep_alive()
+        # Who keeps a connection without a word about it is not of version 1.0, whose text is dear to ask for.
+        inbound.http_1_0 = (not keep or inbound.connection != b"") and parser.get_http_version() == "1.0"
+        inbound.keep_alive = keep and not inbound.http_1_0
         self._gateway.name_request(inbound)
-        inbound.fault = _UPGRADE if self._parser.should_upgrade() else self._gateway.check_head(inbound)
+        inbound.fault = _UPGRADE if parser.should_upgrade() else self._gateway.check_head(inbound)
         if inbound.fault is not None and inbound.length > _IGNORED_BODY:
             inbound.fault = _closing(inbound.fault)
         if inbound.expect and inbound.fault is None:
@@ -289,6 +290,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_ahead(self) -> None:
         """Stop reading while too much waits; go on when it does not."""
+        if self._arriving is None and not self._waiting and not self._read_paused:
+            return
         crowded = len(self._waiting) >= self._gateway.settings.max_pipelined or (
             self._current is not None and self._arriving is not None and self._arriving.size > _IGNORED_BODY
         )

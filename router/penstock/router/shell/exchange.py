@@ -132,7 +132,9 @@ class Exchange:
         self.start(seed)
 
     def _do(self, action: Action) -> None:
-        if isinstance(action, Attempt):
+        if isinstance(action, PassOn):
+            self.passing = True
+        elif isinstance(action, Attempt):
             self._try(action)
         elif isinstance(action, Prefill):
             self._try_leg(action)
@@ -140,8 +142,6 @@ class Exchange:
             self._refuse(action)
         elif isinstance(action, Cut):
             self._cut(action)
-        elif isinstance(action, PassOn):
-            self.passing = True
 
     # ---- attempts -----------------------------------------------------------------------------
 

@@ -164,7 +164,7 @@ class Gateway:
     def check_head(self, inbound: Inbound) -> Fault | None:
         """What is wrong with a request that its head already tells."""
         settings = self.settings
-        if inbound.head_bytes > settings.max_header_bytes or len(inbound.fields) > settings.max_headers:
+        if inbound.head_bytes > settings.max_header_bytes or inbound.field_count > settings.max_headers:
             limits = f"{settings.max_header_bytes} bytes or {settings.max_headers} fields"
             return Fault(431, f"The request's head has more than {limits}.", "header_too_large", close=True)
         if inbound.hosts != 1 and not inbound.http_1_0:

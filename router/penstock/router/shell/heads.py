@@ -6,21 +6,22 @@ What concerns one connection only is dropped on the way, and an answer's body is
 from typing import NamedTuple
 
 from penstock.core.fleet import Worker
-from penstock.router.shell.forms import NOT_FORWARDED, NOT_RETURNED, named_by_connection
+from penstock.router.shell.forms import NOT_RETURNED, named_by_connection
 from penstock.router.shell.inbound import Inbound
-from penstock.router.shell.upstream import UpstreamConnection, returned_fields
+from penstock.router.shell.upstream import UpstreamConnection
 
 
 def request_head(inbound: Inbound, worker: Worker, forwarded_for: bytes, length: int, target: bytes = b"") -> bytes:
     """Head of a request as the worker gets it, over a body of `length` bytes; `target` where not the client's."""
-    dropped = NOT_FORWARDED
+    fields = inbound.fields
     if inbound.connection:
-        dropped = dropped | named_by_connection(inbound.connection)
+        dropped = named_by_connection(inbound.connection)
+        fields = [field for field in fields if field[0] not in dropped]
     lines = [
         b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-forwarded-for: %b"
         % (target or inbound.target, worker.host.encode(), worker.port, length, inbound.request_id, forwarded_for)
     ]
-    lines += [b"%b: %b" % (name, value) for lower, name, value in inbound.fields if lower not in dropped]
+    lines += [name + b": " + value for _, name, value in fields]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
@@ -37,19 +38,18 @@ class AnswerHead(NamedTuple):
 def answer_head(connection: UpstreamConnection, inbound: Inbound, *, close: bool) -> AnswerHead:
     """Write the head of the connection's answer, and set `recoded` where its body must be framed anew."""
     dropped = NOT_RETURNED
-    framed = chunked = event_stream = False
-    for name, value in connection.fields:
-        lower = name.lower()
-        if lower == b"content-length":
-            framed = True
-        elif lower == b"transfer-encoding":
-            framed = chunked = True
-        elif lower == b"content-type":
+    if connection.named:
+        dropped = dropped | named_by_connection(connection.named)
+    event_stream = False
+    lines = [connection.status_line]
+    for lower, name, value in connection.fields:
+        if lower not in dropped:
+            lines.append(name + b": " + value)
+        if lower == b"content-type":
             event_stream = value.startswith(b"text/event-stream")
-        elif lower == b"connection":
-            dropped = dropped | named_by_connection(value)
-    fields = returned_fields(connection.fields, dropped)
-    fields.append(b"x-request-id: " + inbound.request_id)
+    lines.append(b"x-request-id: " + inbound.request_id)
+    chunked = connection.chunked
+    framed = chunked or connection.sized
     bodiless = connection.status in (204, 304)
     if inbound.http_1_0:
         connection.recoded = chunked or not framed
@@ -58,10 +58,9 @@ def answer_head(connection: UpstreamConnection, inbound: Inbound, *, close: bool
     elif chunked or not (framed or bodiless):
         connection.recoded = not chunked
         chunked = True
-        fields.append(b"transfer-encoding: chunked")
+        lines.append(b"transfer-encoding: chunked")
     else:
         connection.recoded = False
     if close:
-        fields.append(b"connection: close")
-    head = b"\r\n".join((connection.status_line, *fields)) + b"\r\n\r\n"
-    return AnswerHead(head, chunked, event_stream, close)
+        lines.append(b"connection: close")
+    return AnswerHead(b"\r\n".join(lines) + b"\r\n\r\n", chunked, event_stream, close)

@@ -1,8 +1,8 @@
 """One request as it arrives: what is noted of its head while it is parsed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from penstock.router.shell.forms import Fault
+from penstock.router.shell.forms import NOT_FORWARDED, Fault
 
 _NEVER = float("inf")
 
@@ -17,6 +17,7 @@ class Inbound:
         "connection",
         "expect",
         "fault",
+        "field_count",
         "fields",
         "forwarded_for",
         "head_bytes",
@@ -39,7 +40,9 @@ class Inbound:
         """Target without its query."""
         self.method = b""
         self.fields: list[tuple[bytes, bytes, bytes]] = []
-        """Header fields: name in lower case, name as sent, value."""
+        """Header fields a worker may get: name in lower case, name as sent, value."""
+        self.field_count = 0
+        """Header fields of all kinds."""
         self.head_bytes = 0
         self.hosts = 0
         self.http_1_0 = False
@@ -58,6 +61,20 @@ class Inbound:
         self.whole = False
         """Whether its last byte has come."""
         self.fault: Fault | None = None
+
+    def read_fields(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take the header fields (name as sent, value): note what means something here, keep what may be passed on."""
+        kept = self.fields
+        size = 0
+        for name, value in fields:
+            size += len(name) + len(value)
+            lower = name.lower()
+            if lower in NOTED:
+                NOTED[lower](self, value)
+            if lower not in NOT_FORWARDED:
+                kept.append((lower, name, value))
+        self.field_count = len(fields)
+        self.head_bytes = size + 4 * len(fields)
 
 
 def _set_host(inbound: Inbound, value: bytes) -> None:

@@ -22,14 +22,16 @@ class Pool:
         idle = self._idle.get(worker.name)
         while idle:
             connection = idle.pop()
-            if connection.usable and connection.worker == worker:
+            if connection.usable and _same_address(connection.worker, worker):
                 return connection
             connection.abort()
         return None
 
     def give(self, connection: UpstreamConnection) -> None:
         """Keep a connection for the next request, or close it."""
-        idle = self._idle.setdefault(connection.worker.name, [])
+        idle = self._idle.get(connection.worker.name)
+        if idle is None:
+            idle = self._idle[connection.worker.name] = []
         if connection.usable and len(idle) < MAX_IDLE_PER_WORKER:
             connection.idle_since = self._clock()
             idle.append(connection)
@@ -66,3 +68,8 @@ class Pool:
     def idle(self) -> int:
         """Idle connections, over all workers."""
         return sum(map(len, self._idle.values()))
+
+
+def _same_address(one: Worker, other: Worker) -> bool:
+    """Whether a connection to the one serves the other: what is known of a worker may change while it runs."""
+    return one is other or (one.host == other.host and one.port == other.port)

@@ -59,11 +59,14 @@ class UpstreamConnection(asyncio.Protocol):
         "_surplus",
         "_tail",
         "_until_close",
+        "chunked",
         "fields",
         "idle_since",
+        "named",
         "pool",
         "recoded",
         "reused",
+        "sized",
         "status",
         "status_line",
         "transport",
@@ -80,8 +83,12 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.status = 0
         self.status_line = b""
-        self.fields: list[tuple[bytes, bytes]] = []
-        """Header fields of the response: name as sent, value."""
+        self.fields: list[tuple[bytes, bytes, bytes]] = []
+        """Header fields of the response: name in lower case, name as sent, value."""
+        self.named = b""
+        """What the response's Connection headers name."""
+        self.chunked = self.sized = False
+        """How the response's body is framed: in chunks, or by a length; neither: it ends with the connection."""
         self.recoded = False
         """Whether `body` gets the payload (True) or the bytes as they came (False)."""
         self._parser = httptools.HttpResponseParser(self)
@@ -190,7 +197,7 @@ class UpstreamConnection(asyncio.Protocol):
                 return
             end += len(_HEAD_END)
             head, self._buffer = self._buffer[:end], self._buffer[end:]
-            self.fields = []
+            self._forget_head()
             if not self._feed(head) or not 100 <= (status := self._parser.get_status_code()) <= 999 or status == 101:
                 self._break(Failure.BAD_RESPONSE)
                 return
@@ -209,7 +216,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Hand the head to the sink, then the part of the body that came with it."""
         self._in_message = True
         self._keep = self._parser.should_keep_alive()
-        self._frame()
+        self._until_close = not (self.chunked or self.sized or self._complete)
         sink = self._sink
         assert sink is not None
         rest, self._buffer = self._buffer, b""
@@ -219,16 +226,12 @@ class UpstreamConnection(asyncio.Protocol):
         if rest or self._complete:
             self._pass(rest)
 
-    def _frame(self) -> None:
-        """Find out how the body ends: by length, by chunks, or with the connection."""
-        chunked = False
-        for name, value in self.fields:
-            lower = name.lower()
-            if lower == b"content-length":
-                self._left = int(value)
-            elif lower == b"transfer-encoding":
-                chunked = True
-        self._until_close = not (chunked or self._left >= 0 or self._complete)
+    def _forget_head(self) -> None:
+        """Nothing is known of the response yet."""
+        self.fields = []
+        self.named = b""
+        self.chunked = self.sized = False
+        self._left = -1
 
     def _pass(self, data: bytes) -> None:
         """Pass body bytes on; never a byte beyond the end of the message."""
@@ -280,9 +283,17 @@ class UpstreamConnection(asyncio.Protocol):
             self._surplus = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser."""
-        if not self._in_message:
-            self.fields.append((name, value))
+        """Called by the parser; trailers are not looked at."""
+        if self._in_message:
+            return
+        lower = name.lower()
+        self.fields.append((lower, name, value))
+        if lower == b"content-length":
+            self._left, self.sized = int(value), True
+        elif lower == b"transfer-encoding":
+            self.chunked = True
+        elif lower == b"connection":
+            self.named = self.named + b"," + value if self.named else value
 
     def on_body(self, data: bytes) -> None:
         """Called by the parser with payload, which only a recoded response needs."""
@@ -300,11 +311,6 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Called by the parser."""
         self._complete = True
-
-
-def returned_fields(fields: list[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> list[bytes]:
-    """Header lines of a response that the client gets; what a Connection header names is dropped too."""
-    return [b"%b: %b" % (name, value) for name, value in fields if name.lower() not in dropped]
 
 
 def _may_be_http(start: bytes) -> bool:
