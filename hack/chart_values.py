@@ -261,6 +261,28 @@ class PodMonitor(Values):
     """Labels your Prometheus selects monitors by."""
 
 
+class Dashboard(Values):
+    """The Grafana dashboard, as a ConfigMap."""
+
+    enabled: bool = True
+    """Whether it is made."""
+    labels: dict[str, str] = Field(default_factory=lambda: {"grafana_dashboard": "1"})
+    """Labels by which Grafana's sidecar finds dashboards."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the ConfigMap, for example the folder that the sidecar puts it in."""
+
+
+class Alerts(Values):
+    """Alerting rules for Prometheus."""
+
+    enabled: bool = False
+    """Whether they are made."""
+    form: Literal["PrometheusRule", "ConfigMap"] = "PrometheusRule"
+    """As what: for the Prometheus Operator, or as a file `penstock.yaml` for a Prometheus without it."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels your Prometheus selects rules by."""
+
+
 class ChartValues(Values):
     """All values of the chart."""
 
@@ -285,3 +307,9 @@ class ChartValues(Values):
     """Who may reach our pods."""
     pod_monitor: PodMonitor = Field(default_factory=PodMonitor)
     """Prometheus Operator."""
+    dashboard: Dashboard = Field(default_factory=Dashboard)
+    """The Grafana dashboard, as a ConfigMap."""
+    alerts: Alerts = Field(default_factory=Alerts)
+    """Alerting rules for Prometheus."""
+    runbook_url: str = ""
+    """Where your people read `docs/runbook.md`; dashboard and alerts link to its sections. Empty: no links."""

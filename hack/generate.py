@@ -4,10 +4,17 @@ import sys
 
 import generate_chart
 import generate_crds
+import generate_dashboard
 import generate_protos
 import generate_reference
 
-GENERATORS = (generate_crds.main, generate_chart.main, generate_reference.main, generate_protos.main)
+GENERATORS = (
+    generate_crds.main,
+    generate_chart.main,
+    generate_dashboard.main,
+    generate_reference.main,
+    generate_protos.main,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
