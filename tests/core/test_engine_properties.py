@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.core.engine import (
+    BatchScheduler,
     BlockRemoved,
     BlockStored,
     Engine,
     EngineConfig,
     FinishReason,
+    Preemption,
     SchedulingPolicy,
     Sequence,
 )
@@ -34,6 +36,26 @@ configs = st.builds(
     enable_prefix_caching=st.booleans(),
     policy=st.sampled_from(SchedulingPolicy),
 )
+
+
+@st.composite
+def orders(draw, plain=configs) -> EngineConfig:
+    """Any scheduler with any way of preemption."""
+    scheduler = draw(st.sampled_from(BatchScheduler))
+    first = scheduler is BatchScheduler.PREFILL_FIRST
+    return replace(
+        draw(plain),
+        scheduler=scheduler,
+        enable_chunked_prefill=scheduler is BatchScheduler.STALL_FREE or draw(st.booleans()),
+        max_stalls=draw(st.sampled_from([None, 0, 1, 4])) if first else None,
+        mixed_pass_factor=draw(st.sampled_from([None, 1.1])),
+        preemption=draw(st.sampled_from(Preemption)),
+        num_host_blocks=draw(st.sampled_from([1, 6, 40])),
+        swap_ms_per_block=draw(st.sampled_from([0.0, 0.5])),
+    )
+
+
+every_config = st.one_of(configs, orders())
 
 
 def sequence(number: int, tokens: int, out: int, stem: int, priority: int, lease: float | None) -> Sequence:
@@ -87,7 +109,10 @@ class World:
         if made is None:
             return False
         assert broken(self.engine) == []
-        assert 0 < made.tokens <= self.engine.config.max_num_batched_tokens
+        config = self.engine.config
+        whole = not config.enable_chunked_prefill and len(made.work) - made.sequences == 1
+        assert made.tokens > 0
+        assert whole or made.tokens <= config.max_num_batched_tokens
         assert made.duration_ms > 0
         assert made.tokens == sum(work.tokens for work in made.work)
         self.now += made.duration_ms / 1e3
@@ -141,14 +166,14 @@ def play(config: EngineConfig, script, rename=lambda name: name) -> World:
 
 
 @settings(max_examples=80, deadline=None)
-@given(configs, requests)
+@given(every_config, requests)
 def test_whatever_comes_everybody_ends_and_nothing_leaks(config, script) -> None:
     everybody_ends_and_nothing_leaks(config, script)
 
 
 @pytest.mark.full
 @settings(max_examples=5000, deadline=None)
-@given(configs, requests)
+@given(every_config, requests)
 def test_nothing_leaks_in_many_runs(config, script) -> None:
     everybody_ends_and_nothing_leaks(config, script)
 
@@ -159,6 +184,7 @@ def everybody_ends_and_nothing_leaks(config, script) -> None:
     assert set(world.engine.scheduler.pool.references()) == {0}
     assert world.engine.stats().kv_usage == 0
     assert world.engine.stats().running == world.engine.stats().waiting == 0
+    assert world.engine.stats().host_usage == world.engine.stats().swapped == 0
     for number, (tokens, out, *_rest, kind) in enumerate(script):
         name = f"s{number}"
         given_out = world.tokens.get(name, [])
@@ -169,7 +195,7 @@ def everybody_ends_and_nothing_leaks(config, script) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(configs, requests)
+@given(every_config, requests)
 def test_every_token_is_computed_once_unless_found_fetched_or_preempted(config, script) -> None:
     script = [(*request[:6], "plain") for request in script]
     world = play(config, script)
@@ -189,7 +215,7 @@ def test_every_token_is_computed_once_unless_found_fetched_or_preempted(config, 
 
 
 @settings(max_examples=50, deadline=None)
-@given(configs, requests)
+@given(every_config, requests)
 def test_hits_are_whole_blocks_below_the_prompt(config, script) -> None:
     world = play(config, script)
     for number, (tokens, *_rest) in enumerate(script):
@@ -222,7 +248,7 @@ def test_with_room_for_all_one_by_one_the_hits_are_the_longest_common_prefix(scr
 
 
 @settings(max_examples=30, deadline=None)
-@given(configs, requests)
+@given(every_config, requests)
 def test_names_do_not_matter_and_runs_repeat(config, script) -> None:
     one, again = play(config, script), play(config, script)
     assert one.trace == again.trace
@@ -239,6 +265,20 @@ def test_the_properties_see_preemptions_and_expiries() -> None:
     world = play(config, script)
     assert world.preempted > 0
     assert world.engine.stats().leases_expired == 1
+
+
+def test_the_properties_see_swaps_and_stalls() -> None:
+    """The same for the other schedulers: small caches swap, in both directions, and output waits for prompts."""
+    config = EngineConfig(
+        num_blocks=12, block_size=BLOCK, max_model_len=LONGEST, max_num_batched_tokens=64, max_num_seqs=4,
+        scheduler=BatchScheduler.PREFILL_FIRST, max_stalls=1, preemption=Preemption.SWAP, num_host_blocks=20,
+    )  # fmt: skip
+    script = [(12, 20, stem, 0, None, at, "plain") for stem, at in enumerate((0, 2, 4, 6))]
+    world = play(config, script)
+    stats = world.engine.stats()
+    assert stats.blocks_swapped_out >= stats.blocks_swapped_in > 0
+    assert {len(made) for made in world.trace} >= {1, 2}
+    assert any(work.computed and work.tokens == 1 for made in world.trace for work in made if len(made) == 2)
 
 
 @pytest.mark.parametrize("fault", ["leak", "double"])

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.core.engine import BlockRemoved, Engine, EngineConfig, SchedulingPolicy, Sequence, Span, violations
+from penstock.core.engine import (
+    BatchScheduler,
+    BlockRemoved,
+    Engine,
+    EngineConfig,
+    Preemption,
+    SchedulingPolicy,
+    Sequence,
+    Span,
+    violations,
+)
 from penstock.core.models import LatencyProfile, ProfileSource
 
 BLOCK = 4
@@ -31,6 +42,23 @@ configs = st.builds(
     enable_prefix_caching=st.booleans(),
     policy=st.sampled_from(SchedulingPolicy),
 )
+
+
+@st.composite
+def every_config(draw: Any) -> EngineConfig:
+    scheduler = draw(st.sampled_from(BatchScheduler))
+    return replace(
+        draw(configs),
+        scheduler=scheduler,
+        enable_chunked_prefill=scheduler is BatchScheduler.STALL_FREE or draw(st.booleans()),
+        max_stalls=draw(st.sampled_from([None, 0, 2])) if scheduler is BatchScheduler.PREFILL_FIRST else None,
+        mixed_pass_factor=draw(st.sampled_from([None, 1.1])),
+        preemption=draw(st.sampled_from(Preemption)),
+        num_host_blocks=draw(st.sampled_from([1, 8, 60])),
+        swap_ms_per_block=draw(st.sampled_from([0.0, 0.5])),
+    )
+
+
 scripts = st.lists(
     st.tuples(
         st.integers(1, LONGEST - 1),  # prompt
@@ -80,8 +108,8 @@ def walk(engine: Engine, coming: list[tuple[float, Sequence]], *, leap: bool) ->
     return ended, removed
 
 
-@settings(max_examples=150, deadline=None)
-@given(config=configs, profile=profiles, script=scripts)
+@settings(max_examples=200, deadline=None)
+@given(config=every_config(), profile=profiles, script=scripts)
 def test_leaping_is_walking(config: EngineConfig, profile: LatencyProfile, script: Any) -> None:
     one, other = Engine(config, profile), Engine(config, profile)
     walked, lost = walk(one, arrivals(script), leap=False)

@@ -5,7 +5,7 @@
 
 from penstock.core.engine.active import BlockHash
 from penstock.core.engine.blocks import BlockPool
-from penstock.core.engine.config import EngineConfig, SchedulingPolicy
+from penstock.core.engine.config import BatchScheduler, EngineConfig, Preemption, SchedulingPolicy
 from penstock.core.engine.engine import Engine
 from penstock.core.engine.events import BlockEvent, BlockRemoved, BlockStored, CacheCleared
 from penstock.core.engine.invariants import violations
@@ -16,6 +16,7 @@ from penstock.core.engine.step import Admission, Outputs, Step, Transfer, Work
 
 __all__ = [
     "Admission",
+    "BatchScheduler",
     "BlockEvent",
     "BlockHash",
     "BlockPool",
@@ -29,6 +30,7 @@ __all__ = [
     "Finished",
     "Held",
     "Outputs",
+    "Preemption",
     "PromptSources",
     "SchedulingPolicy",
     "Sequence",

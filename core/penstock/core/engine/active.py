@@ -20,17 +20,19 @@ class Phase(Enum):
     TRANSFERRING = auto()
     READY = auto()
     RUNNING = auto()
+    SWAPPED = auto()
     ENDED = auto()
 
 
 class Active:
     """Mutable state of one sequence. Invariants: `computed < total` except inside `Engine.complete`, the blocks hold
-    at least `computed` tokens, and the first `hashed` blocks were offered to the prefix cache."""
+    at least `computed` tokens (those on the host, while it is swapped out), and the first `hashed` blocks were offered
+    to the prefix cache."""
 
     __slots__ = (
         "blocks", "cached_tokens", "capacity", "computed", "end_at", "first_token", "generated", "hashed", "hashes",
-        "id", "last_token", "next_full", "phase", "preemptions", "rank", "remote_tokens", "scheduled", "sequence",
-        "started", "total", "wants_remote",
+        "host_blocks", "id", "last_token", "next_full", "phase", "preemptions", "rank", "remote_tokens", "scheduled",
+        "sequence", "stalls", "started", "total", "wants_remote",
     )  # fmt: skip
 
     def __init__(self, sequence: Sequence, rank: tuple[float, int], now: float, limit: int) -> None:
@@ -52,6 +54,8 @@ class Active:
         self.remote_tokens = 0
         self.wants_remote = 0
         self.preemptions = 0
+        self.stalls = 0  # Steps of prompts that its output has waited for.
+        self.host_blocks = 0  # Blocks that hold its KV in host memory, while it is swapped out.
         self.started = sequence.arrival if sequence.arrival is not None else now
         self.scheduled: float | None = None
         self.first_token: float | None = None
@@ -67,9 +71,19 @@ class Active:
 
     def start_over(self) -> list[int]:
         """Forget all KV, keep the output: the blocks to give back."""
+        self.computed = 0
+        return self.leave_blocks()
+
+    def leave_blocks(self) -> list[int]:
+        """Have its KV elsewhere or nowhere: the blocks to give back."""
         blocks, self.blocks = self.blocks, []
-        self.computed = self.capacity = self.hashed = self.next_full = 0
+        self.capacity = self.hashed = self.next_full = 0
         return blocks
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all that is left to compute is the token after its own output."""
+        return self.generated > 0 and self.computed + 1 == self.total
 
     def reason(self) -> FinishReason:
         """Why it ends, once it has generated `end_at` tokens."""

@@ -28,30 +28,39 @@ class Batch:
         self.context = 0
 
     def put(self, active: Active, tokens: int) -> None:
-        """Let a sequence compute its next `tokens` tokens: a decode if that is one token after its own output."""
+        """Let a sequence compute its next `tokens` tokens: a decode if that is one token after its own output, or the
+        last of a prompt whose other KV came from elsewhere, which is as little work."""
         computed = active.computed
         self.members.append(active)
         self.counts.append(tokens)
         self.budget -= tokens
-        if tokens == 1 and active.generated and computed + 1 == active.total:
+        if tokens == 1 and computed + 1 == active.total and (active.generated or active.remote_tokens):
             self.sequences += 1
             self.context += computed + 1
         else:
             self.prompt_tokens += tokens
             self.squares += tokens * (tokens + 2 * computed)
 
-    def step(self, number: int, profile: LatencyProfile) -> Step:
-        """The step, timed. To be called before anything of it is computed."""
+    def step(self, number: int, profile: LatencyProfile, mixed: float | None = None, swap_ms: float = 0.0) -> Step:
+        """The step, timed: `mixed` is `EngineConfig.mixed_pass_factor`, `swap_ms` what copies to and from the host
+        take. To be called before anything of it is computed."""
         ids = [active.id for active in self.members]
         computed = [active.computed for active in self.members]
         return Step(
             number=number,
             work=tuple(map(Work._make, zip(ids, self.counts, computed, strict=True))),
-            duration_ms=profile.step_ms(self.prompt_tokens, self.squares, self.sequences, self.context),
+            duration_ms=self._pass_ms(profile, mixed) + swap_ms,
             prompt_tokens=self.prompt_tokens,
             squares=float(self.squares),
             sequences=self.sequences,
             context=self.context,
             admitted=tuple(self.admitted),
             preempted=tuple(self.preempted),
+            swap_ms=swap_ms,
         )
+
+    def _pass_ms(self, profile: LatencyProfile, mixed: float | None) -> float:
+        if mixed is None or not self.prompt_tokens or not self.sequences:
+            return profile.step_ms(self.prompt_tokens, self.squares, self.sequences, self.context)
+        prompts = profile.prefill_ms(self.prompt_tokens, self.squares)
+        return max(mixed * prompts, profile.decode_ms(self.sequences, self.context))

@@ -5,9 +5,10 @@
     outputs = engine.complete(step, now)
 
 Each step first gives running sequences their next tokens (one for a decode, the next chunk for a prompt), then admits
-waiting ones while token budget, sequence slots and blocks last. A running sequence that finds no block preempts the
-youngest one, which starts over later (its cached blocks may still be there). Semantics are vLLM's: only whole blocks
-hit the prefix cache, at least one token is always computed, blocks become findable when they are scheduled.
+waiting ones while token budget, sequence slots and blocks last; `EngineConfig.scheduler` knows other orders. A running
+sequence that finds no block preempts the youngest one, which starts over later (its cached blocks may still be there)
+or waits in host memory. Semantics are vLLM's: only whole blocks hit the prefix cache, at least one token is always
+computed, blocks become findable when they are scheduled.
 
 For split prefill and decode, a sequence with a lease leaves its KV behind for another engine, and
 `admit_with_remote_kv` reserves blocks for KV that comes from one.
@@ -15,6 +16,9 @@ For split prefill and decode, a sequence with a lease leaves its KV behind for a
 
 from __future__ import annotations
 
+import math
+
+from penstock.core.engine import ahead, orders
 from penstock.core.engine.active import Active, BlockHash, Phase
 from penstock.core.engine.batch import Batch
 from penstock.core.engine.config import EngineConfig, SchedulingPolicy
@@ -26,6 +30,7 @@ from penstock.core.engine.span import Span
 from penstock.core.engine.stats import Counters, EngineStats
 from penstock.core.engine.step import Outputs, Step, Transfer
 from penstock.core.models.latency import LatencyProfile
+from penstock.core.models.power import throttled
 
 __all__ = ["Engine"]
 
@@ -41,6 +46,8 @@ class Engine:
     def __init__(self, config: EngineConfig, profile: LatencyProfile, block_hash: BlockHash | None = None) -> None:
         self.config = config
         self.profile = profile
+        self._pace = profile  # The profile at the present speed.
+        self._swap_ms = config.swap_ms_per_block
         self._counters = Counters()
         self.scheduler = Scheduler(config, self._counters, block_hash)
         self._pool = self.scheduler.pool
@@ -128,6 +135,24 @@ class Engine:
         self.scheduler.note(CacheCleared())
         return True
 
+    # How fast it goes
+
+    def set_speed(self, slowdown: float = 1.0, clock: float = 1.0) -> None:
+        """From the next step on everything takes `slowdown` times as long (a rank that lags), at this share of the
+        maximum clock. The step in flight, and a span that was asked for before, keep their times: a driver lets what
+        has passed of its span happen (`advance`) and asks for a new one."""
+        if not (math.isfinite(slowdown) and slowdown > 0):
+            raise ValueError(f"engine slowdown is {slowdown}; give a factor above 0, 1 for full speed")
+        pace = self.profile if clock == 1.0 else throttled(self.profile, clock)
+        self._pace = pace if slowdown == 1.0 else pace.scaled(slowdown, slowdown)
+
+    def set_link_share(self, share: float = 1.0) -> None:
+        """From the next step on swapped blocks have this share of the link to the host, the rest is others' (KV that
+        goes to another engine over the same link)."""
+        if not 0 < share <= 1:
+            raise ValueError(f"engine link share is {share}; give a share above 0 and at most 1")
+        self._swap_ms = self.config.swap_ms_per_block / share
+
     # One iteration
 
     def schedule(self, now: float) -> Step | None:
@@ -136,10 +161,12 @@ class Engine:
             raise RuntimeError(f"step {self._flight.number} is still running; complete it before scheduling the next")
         self.expire(now)
         batch = Batch(self.config.max_num_batched_tokens)
-        self.scheduler.fill(batch, now)
+        orders.fill(self.scheduler, batch, now)
         if not batch.members:
             return None
-        self._flight, self._flying = batch.step(self._counters.steps, self.profile), batch.members
+        swap_ms = self.scheduler.host.take_moved() * self._swap_ms
+        self._flight = batch.step(self._counters.steps, self._pace, self.config.mixed_pass_factor, swap_ms)
+        self._flying = batch.members
         return self._flight
 
     def complete(self, step: Step, now: float) -> Outputs:
@@ -178,11 +205,11 @@ class Engine:
         batch, budget = len(queues.running), self.config.max_num_batched_tokens
         if not 0 < batch <= budget or self._flight is not None or len(self.leases) or queues.caches_outputs:
             return None
-        steps = queues.decode_steps()
-        if steps < 1 or not queues.admits_nobody(budget - batch):
+        steps = ahead.decode_steps(queues)
+        if steps < 1 or not orders.admits_nobody(queues):
             return None
         context = sum([active.total for active in queues.running])
-        return Span.of(self.profile, steps, batch, context)
+        return Span.of(self._pace, steps, batch, context)
 
     def may_forget(self, span: Span) -> bool:
         """Whether cached blocks may be overwritten in this span, and `advance` have events to tell. Changes nothing."""
@@ -199,9 +226,8 @@ class Engine:
             raise ValueError(f"{steps} steps of a span of {span.steps}")
         if self._flight is not None or len(running) != span.sequences:
             raise RuntimeError("the engine has moved on since this span was made; ask for a new one")
-        if self.config.policy is SchedulingPolicy.PRIORITY:
-            running.sort()
-        ended = self.scheduler.decode(steps, now)
+        self.scheduler.put_in_order()
+        ended = ahead.decode(self.scheduler, steps, now)
         self._count_span(steps, len(running))
         finished = tuple([self._end(active, active.reason(), now) for active in ended])
         if ended:
@@ -240,7 +266,7 @@ class Engine:
         """Every figure of vLLM's metrics that is not a histogram."""
         counters, queues = self._counters, self.scheduler
         transferring = len(queues.transferring)
-        capacity = len(queues.waiting) + len(queues.ready)
+        capacity = len(queues.waiting) + len(queues.ready) + len(queues.host)
         return EngineStats(
             running=len(queues.running),
             waiting=capacity + transferring,
@@ -261,6 +287,10 @@ class Engine:
             finished=dict(counters.finished),
             leases_expired=counters.leases_expired,
             transfers_failed=counters.transfers_failed,
+            swapped=len(queues.host),
+            host_usage=queues.host.usage,
+            blocks_swapped_out=counters.blocks_swapped_out,
+            blocks_swapped_in=counters.blocks_swapped_in,
         )
 
     # A sequence's life

@@ -13,7 +13,12 @@ __all__ = ["violations"]
 
 def violations(engine: Engine) -> list[str]:
     """One sentence per broken invariant; empty for a sound engine. Costs time in proportion to its blocks."""
-    return [*_block_violations(engine), *_queue_violations(engine), *_sequence_violations(engine)]
+    return [
+        *_block_violations(engine),
+        *_host_violations(engine),
+        *_queue_violations(engine),
+        *_sequence_violations(engine),
+    ]
 
 
 def _block_violations(engine: Engine) -> Iterator[str]:
@@ -31,6 +36,17 @@ def _block_violations(engine: Engine) -> Iterator[str]:
         yield f"{idle} blocks have no user, {pool.free} are on the free list"
 
 
+def _host_violations(engine: Engine) -> Iterator[str]:
+    host = engine.scheduler.host
+    held = sum(active.host_blocks for active in engine.living())
+    if held != host.used:
+        yield f"sequences hold {held} host blocks, {host.used} are in use"
+    if not 0 <= host.used <= host.size:
+        yield f"{host.used} of {host.size} host blocks are in use"
+    if host.out != sorted(host.out):
+        yield "swapped sequences are out of order"
+
+
 def _queue_violations(engine: Engine) -> Iterator[str]:
     queues = engine.scheduler
     by_phase = Counter(active.phase for active in engine.living())
@@ -39,6 +55,7 @@ def _queue_violations(engine: Engine) -> Iterator[str]:
         (Phase.TRANSFERRING, queues.transferring),
         (Phase.READY, queues.ready),
         (Phase.RUNNING, queues.running),
+        (Phase.SWAPPED, queues.host),
     ):
         if by_phase[phase] != len(queue):
             yield f"{by_phase[phase]} sequences are {phase.name}, {len(queue)} are in that queue"
@@ -56,8 +73,15 @@ def _one(active: Active, block_size: int) -> Iterator[str]:
         yield f"{active.id} knows {active.total} tokens, not its prompt and {active.generated} more"
     if not 0 <= active.computed < active.total:
         yield f"{active.id} has {active.computed} of {active.total} tokens computed: one must always be left"
-    if active.capacity != len(active.blocks) * block_size or active.computed > active.capacity:
-        yield f"{active.id} has {active.computed} tokens in {len(active.blocks)} blocks"
+    swapped = active.phase is Phase.SWAPPED
+    room = active.host_blocks * block_size if swapped else active.capacity
+    if active.capacity != len(active.blocks) * block_size or active.computed > room:
+        where = f"{len(active.blocks)} blocks, {active.host_blocks} on the host"
+        yield f"{active.id} has {active.computed} tokens in {where}"
+    if not swapped and active.host_blocks:
+        yield f"{active.id} is not swapped out and holds {active.host_blocks} host blocks"
+    if swapped and active.blocks:
+        yield f"{active.id} is swapped out and holds {len(active.blocks)} blocks"
     if len(set(active.blocks)) != len(active.blocks):
         yield f"{active.id} uses a block twice"
     if active.hashed > len(active.blocks):

@@ -1,4 +1,5 @@
-"""Who computes what in the next step: running sequences, then waiting ones, while tokens, slots and blocks last."""
+"""Queues and blocks of one engine, and the moves that make up a step: go on, preempt, swap, admit, while tokens, slots
+and blocks last. Which move comes first is `orders`' affair."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from collections import deque
 from penstock.core.engine.active import Active, BlockHash, Phase
 from penstock.core.engine.batch import Batch
 from penstock.core.engine.blocks import BlockPool
-from penstock.core.engine.config import EngineConfig, SchedulingPolicy
+from penstock.core.engine.config import EngineConfig, Preemption, SchedulingPolicy
 from penstock.core.engine.events import BlockEvent, BlockRemoved, BlockStored
+from penstock.core.engine.host import HostMemory
 from penstock.core.engine.stats import Counters
 from penstock.core.engine.step import Admission, Transfer
 from penstock.core.engine.waiting import WaitingQueue
@@ -17,7 +19,8 @@ __all__ = ["Scheduler"]
 
 
 class Scheduler:
-    """Queues and blocks of one engine. A living sequence is in one of `waiting`, `transferring`, `ready`, `running`."""
+    """Queues and blocks of one engine. A living sequence is in one of `waiting`, `transferring`, `ready`, `running` and
+    `host.out`."""
 
     def __init__(self, config: EngineConfig, counters: Counters, block_hash: BlockHash | None) -> None:
         self.config = config
@@ -26,17 +29,11 @@ class Scheduler:
         self.transferring: dict[str, Active] = {}
         self.ready: deque[Active] = deque()  # Blocks for the whole prompt are there: they never wait for room.
         self.running: list[Active] = []  # In order of admission, oldest first.
+        self.host = HostMemory(config.num_host_blocks)
         self.transfers: list[Transfer] = []  # Asked for and not yet told.
         self._counters = counters
         self._block_hash = block_hash
         self._events: list[BlockEvent] = []
-
-    def fill(self, batch: Batch, now: float) -> None:
-        """Give the batch its work. After a preemption nobody is admitted, as blocks are short, unless nothing runs."""
-        self._continue_running(batch)
-        if not batch.preempted or not batch.members:
-            self._admit_ready(batch, now)
-            self._admit_waiting(batch, now)
 
     def remove(self, active: Active) -> None:
         """Take a sequence out of whichever collection has it."""
@@ -46,6 +43,8 @@ class Scheduler:
             del self.transferring[active.id]
         elif active.phase is Phase.READY:
             self.ready.remove(active)
+        elif active.phase is Phase.SWAPPED:
+            self.host.drop(active)
         else:
             self.running.remove(active)
 
@@ -82,9 +81,13 @@ class Scheduler:
 
     # Running sequences
 
-    def _continue_running(self, batch: Batch) -> None:
+    def put_in_order(self) -> None:
+        """Under the policy `priority` the least important stand last, where preemption begins."""
         if self.config.policy is SchedulingPolicy.PRIORITY:
             self.running.sort()
+
+    def continue_running(self, batch: Batch) -> None:
+        """Give running sequences their next tokens, oldest first, while the budget lasts."""
         # The list only ever loses its end meanwhile (`_grow`), so going by position is safe.
         for active in self.running:
             if batch.budget <= 0:
@@ -96,6 +99,34 @@ class Scheduler:
             if until >= active.next_full:
                 self.cache_blocks(active, until)
             batch.put(active, tokens)
+
+    def continue_prompts(self, batch: Batch) -> None:
+        """Give the running sequences that are not done with their prompts the next chunk."""
+        for active in self.running:
+            if active.decodes:
+                continue
+            if batch.budget <= 0:
+                break
+            tokens = min(active.total - active.computed, batch.budget)
+            if active.computed + tokens > active.capacity and not self._grow(active, tokens, batch):
+                break
+            self.compute(active, tokens, batch)
+
+    def compute(self, active: Active, tokens: int, batch: Batch) -> None:
+        """Let a running sequence compute tokens for which it has blocks."""
+        until = active.computed + tokens
+        if until >= active.next_full:
+            self.cache_blocks(active, until)
+        batch.put(active, tokens)
+
+    def has_room_for_next(self, decoding: list[Active]) -> bool:
+        """Blocks for the next token of each, without preemption; False, and nothing is done, when there are too few."""
+        full = [active for active in decoding if active.computed >= active.capacity]
+        if len(full) > self.pool.free:
+            return False
+        for active in full:
+            active.use(self.pool.take(1), self.config.block_size)
+        return True
 
     def _grow(self, active: Active, tokens: int, batch: Batch) -> bool:
         """Blocks for `tokens` more, preempting from the end of the line; False when it had to be preempted itself."""
@@ -109,139 +140,125 @@ class Scheduler:
         return True
 
     def _preempt(self, victim: Active, batch: Batch) -> None:
-        self.pool.give_back(victim.start_over())
-        victim.phase = Phase.WAITING
         victim.preemptions += 1
         self._counters.preemptions += 1
         batch.preempted.append(victim.id)
-        self.waiting.push(victim)
+        blocks = self._blocks_for(victim.computed)
+        if self.config.preemption is Preemption.SWAP and self.host.has_room(blocks):
+            victim.phase = Phase.SWAPPED
+            self.pool.give_back(victim.leave_blocks())
+            self.host.keep(victim, blocks)
+            self._counters.blocks_swapped_out += blocks
+        else:
+            victim.phase = Phase.WAITING
+            self.pool.give_back(victim.start_over())
+            self.waiting.push(victim)
+
+    # Swapped sequences
+
+    def fits_back(self, active: Active) -> bool:
+        """Whether a swapped sequence finds blocks for all its tokens now."""
+        found = self._find_computed(active)
+        return self.pool.can_take(self._blocks_for(active.total) - len(found), found)
+
+    def swap_in(self, batch: Batch, now: float, *, prompts: bool = True, decodes: bool = True) -> None:
+        """Bring swapped sequences back in their order, those that decode and those with prompt left as asked for. What
+        the prefix cache holds still of them need not be copied."""
+        while self.host.out and self._has_slot(batch):
+            active = self.host.out[0]
+            if not (decodes if active.decodes else prompts) or not self.fits_back(active):
+                return
+            found = self._find_computed(active)
+            tokens = min(active.total - active.computed, batch.budget)
+            self._counters.blocks_swapped_in += self.host.bring_back(active, len(found))
+            self._give_blocks(active, found, active.computed + tokens)
+            self._run(active, tokens, batch, now)
+
+    def _find_computed(self, active: Active) -> list[int]:
+        """Cached blocks that hold the first of a swapped sequence's computed tokens."""
+        if not self.config.enable_prefix_caching:
+            return []
+        return self.pool.match(active.hashes, active.computed // self.config.block_size)
 
     # Waiting sequences
 
-    def _admit_ready(self, batch: Batch, now: float) -> None:
+    def admit_ready(self, batch: Batch, now: float, *, decodes: bool = True) -> None:
+        """Start sequences whose KV came from elsewhere; without `decodes` only those whose KV did not come, and that
+        have their prompt to compute."""
+        later: list[Active] = []
         while self.ready and self._has_slot(batch):
             active = self.ready.popleft()
-            self._run(active, min(active.total - active.computed, batch.budget), batch, now)
+            left = active.total - active.computed
+            if left == 1 and not decodes:
+                later.append(active)
+            else:
+                self._run(active, min(left, batch.budget), batch, now)
+        self.ready.extendleft(reversed(later))
 
-    def _admit_waiting(self, batch: Batch, now: float) -> None:
-        while self._has_slot(batch):
+    def admit_waiting(self, batch: Batch, now: float) -> None:
+        """Start waiting sequences in their order, none while there are swapped ones."""
+        while self._has_slot(batch) and not self.host.out:
             active = self.waiting.head()
             if active is None or not self._admit(active, batch, now):
                 return
 
-    def admits_nobody(self, budget: int) -> bool:
-        """Whether a step with this many tokens to spare would admit nobody. Then no later one does either, as long as
-        nobody ends or gives back blocks: decoding only takes more of them."""
-        if self.ready:
-            return False
-        active = self.waiting.head()
-        if active is None or budget <= 0 or len(self.running) >= self.config.max_num_seqs:
-            return True
-        shared = self._find_cached(active)
+    def admit_remote(self, batch: Batch, now: float) -> None:
+        """Have KV fetched for those at the head of the queue that want it."""
+        while self._has_slot(batch) and not self.host.out:
+            active = self.waiting.head()
+            if active is None or not self.wants_transfer(active) or not self._admit(active, batch, now):
+                return
+
+    def wants_transfer(self, active: Active) -> bool:
+        """Whether KV that is not cached here is to come from another engine."""
+        return active.wants_remote > len(self._find_cached(active)) * self.config.block_size
+
+    def fits(self, active: Active, budget: int, *, alone: bool) -> bool:
+        """Whether a waiting sequence could start with so many tokens to spare, `alone` in its step or not."""
+        return self._fits(active, self._find_cached(active), budget, alone=alone)
+
+    def _fits(self, active: Active, shared: list[int], budget: int, *, alone: bool) -> bool:
         cached = len(shared) * self.config.block_size
         whole = not self.config.enable_chunked_prefill and active.wants_remote <= cached
-        if whole and active.total - cached > budget:
-            return True
-        return not self.pool.can_take(self._blocks_for(active.total) - len(shared), shared)
-
-    def decode_steps(self) -> int:
-        """How many steps the running sequences can go on with one token each, until the first of them ends or wants a
-        block that is not there; 0 when one of them has prompt to compute. Output blocks must not be cached."""
-        steps = self.config.max_model_len
-        for active in self.running:
-            if not active.generated or active.computed + 1 != active.total:
-                return 0
-            left = active.end_at - active.generated
-            if left < steps:
-                steps = left
-        return steps if self._lasts(steps) else self._affordable(steps)
-
-    def decode(self, steps: int, now: float) -> list[Active]:
-        """Let every running sequence have computed `steps` more tokens, with the blocks that so many steps would have
-        given it: those that are at their end."""
-        size, ended = self.config.block_size, []
-        growing: list[tuple[Active, int]] = []
-        total = 0
-        for active in self.running:
-            until = active.computed + steps
-            if until > active.capacity:
-                need = -(-until // size) - len(active.blocks)
-                growing.append((active, need))
-                total += need
-            if until >= active.next_full:
-                self.cache_blocks(active, until)
-            active.computed = until
-            active.total = until + 1
-            active.generated += steps
-            active.last_token = now
-            if active.generated >= active.end_at:
-                ended.append(active)
-        # Which of them gets which block makes no difference: none of these blocks has a hash.
-        taken = self.pool.take(total)
-        at = 0
-        for active, need in growing:
-            active.use(taken[at : at + need], size)
-            at += need
-        return ended
+        if whole and active.total - cached > budget and not alone:
+            return False
+        # The whole prompt must fit, though only a chunk is reserved: else it would be preempted half-way, for ever.
+        return self.pool.can_take(self._blocks_for(active.total) - len(shared), shared)
 
     @property
     def caches_outputs(self) -> bool:
         """Whether blocks of output tokens may become findable."""
         return self._block_hash is not None and self.config.enable_prefix_caching
 
-    def _lasts(self, steps: int) -> bool:
-        """Whether the free blocks last so long."""
-        size = self.config.block_size
-        # Each sequence wants at most so many; only a scarce cache is worth counting.
-        if len(self.running) * (steps // size + 1) <= self.pool.free:
-            return True
-        need = sum(
-            -(-(active.computed + steps) // size) - len(active.blocks)
-            for active in self.running
-            if active.computed + steps > active.capacity
-        )
-        return need <= self.pool.free
-
-    def _affordable(self, steps: int) -> int:
-        """The most steps below `steps` that the free blocks last."""
-        least, most = 0, steps
-        while most - least > 1:
-            middle = (least + most) // 2
-            if self._lasts(middle):
-                least = middle
-            else:
-                most = middle
-        return least
-
     def _has_slot(self, batch: Batch) -> bool:
         return batch.budget > 0 and len(self.running) < self.config.max_num_seqs
 
     def _admit(self, active: Active, batch: Batch, now: float) -> bool:
         """Start the head of the queue; False when tokens or blocks do not last, and then nobody overtakes it."""
-        size = self.config.block_size
         shared = self._find_cached(active)
-        cached = len(shared) * size
+        if not self._fits(active, shared, batch.budget, alone=not batch.members):
+            return False
+        cached = len(shared) * self.config.block_size
         remote = active.wants_remote > cached
         tokens = active.total - cached
-        if not remote and tokens > batch.budget:
-            if not self.config.enable_chunked_prefill:
-                return False
-            tokens = batch.budget
-        # The whole prompt must fit, though only this chunk is reserved: else it would be preempted half-way, for ever.
-        if not self.pool.can_take(self._blocks_for(active.total) - len(shared), shared):
-            return False
-        need = self._blocks_for(cached + tokens) - len(shared)
+        if not remote and self.config.enable_chunked_prefill:
+            tokens = min(tokens, batch.budget)
         self.waiting.remove(active)
-        self.pool.share(shared)
-        active.use(shared + self.pool.take(need), size)
+        self._give_blocks(active, shared, cached + tokens)
         active.computed = cached
-        active.hashed, active.next_full = len(shared), cached + size
         self._count_lookup(active, cached)
         if remote:
             self._ask_for_remote(active, cached)
         else:
             self._run(active, tokens, batch, now)
         return True
+
+    def _give_blocks(self, active: Active, shared: list[int], tokens: int) -> None:
+        """Blocks for so many tokens in all, of which `shared` hold the first ones."""
+        self.pool.share(shared)
+        active.use(shared + self.pool.take(self._blocks_for(tokens) - len(shared)), self.config.block_size)
+        active.hashed = len(shared)
+        active.next_full = (len(shared) + 1) * self.config.block_size
 
     def _run(self, active: Active, tokens: int, batch: Batch, now: float) -> None:
         batch.admitted.append(Admission(active.id, active.computed, active.preemptions > 0))

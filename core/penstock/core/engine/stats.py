@@ -47,6 +47,12 @@ class EngineStats:
     """Ended sequences by reason."""
     leases_expired: int
     transfers_failed: int
+    swapped: int = 0
+    """Of those waiting for room: preempted with their KV in host memory."""
+    host_usage: float = 0.0
+    """Share of the host's blocks in use, 0 to 1."""
+    blocks_swapped_out: int = 0
+    blocks_swapped_in: int = 0
 
 
 @dataclass(slots=True)
@@ -66,6 +72,8 @@ class Counters:
     step_tokens: int = 0
     leases_expired: int = 0
     transfers_failed: int = 0
+    blocks_swapped_out: int = 0
+    blocks_swapped_in: int = 0
     finished: dict[str, int] = field(default_factory=dict)
 
     def sources(self) -> PromptSources:

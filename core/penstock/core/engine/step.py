@@ -52,6 +52,8 @@ class Step:
     context: int
     admitted: tuple[Admission, ...] = ()
     preempted: tuple[str, ...] = ()
+    swap_ms: float = 0.0
+    """How much of `duration_ms` went on copies to and from the host."""
 
     @property
     def tokens(self) -> int:
