@@ -121,7 +121,9 @@ def _attempt(
     """One attempt at one decode worker; returns how it failed, or None when the life is over."""
     slot = pick.decode
     worker = fleet.worker(slot)
-    transfer = past.transfer = still_good(past.transfer, fleet, slot, now)
+    transfer = past.transfer
+    if transfer is not None:
+        transfer = past.transfer = still_good(transfer, fleet, slot, now)
     resumes = past.broken is not None
     cached = request.prompt_tokens if transfer is not None else expected_hit(pick, slot)
     reservation = fleet.reserve(slot, request.prompt_tokens, request.max_tokens, cached)

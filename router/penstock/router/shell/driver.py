@@ -12,7 +12,7 @@ class Driver:
     __slots__ = ("_act", "_life", "_loop", "_preparing", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, act: Callable[[Action], None]) -> None:
-        """`act` gets every action but pauses, which are kept here."""
+        """`act` gets every action; it hands pauses back to `pause`."""
         self._loop = loop
         self._act = act
         self._life: Life | None = None
@@ -37,7 +37,7 @@ class Driver:
         """Do what the life wants first."""
         self._preparing = None
         self._life = life
-        self._do(next(life))
+        self._act(next(life))
 
     def tell(self, event: Event) -> None:
         """Report what happened and do what is asked next; nothing when the life is over."""
@@ -48,13 +48,11 @@ class Driver:
         except StopIteration:
             self._over()
             return
-        self._do(action)
+        self._act(action)
 
-    def _do(self, action: Action) -> None:
-        if isinstance(action, Pause):
-            self._timer = self._loop.call_later(action.seconds, self._resume)
-        else:
-            self._act(action)
+    def pause(self, action: Pause) -> None:
+        """Tell the life when its pause is over."""
+        self._timer = self._loop.call_later(action.seconds, self._resume)
 
     def _resume(self) -> None:
         self.tell(Resumed(self._loop.time()))

@@ -142,6 +142,8 @@ class Exchange:
             self._refuse(action)
         elif isinstance(action, Cut):
             self._cut(action)
+        else:
+            self._driver.pause(action)
 
     # ---- attempts -----------------------------------------------------------------------------
 
@@ -179,15 +181,16 @@ class Exchange:
         if self._leg is not None:
             self.put(connection, Answer(self._leg_done, self.broke), first_leg(self._body))
             return
-        if self._attempt is not None and self._attempt.resumes:
+        attempt, body = self._attempt, self._body
+        assert attempt is not None
+        paused = self._paused
+        if attempt.resumes:
             assert self._keepsake is not None
-            paused = Continuation(self._keepsake, self).ask(connection) and self._paused
+            paused = Continuation(self._keepsake, self).ask(connection) and paused
         else:
-            body = self._body
-            if self._attempt is not None and self._attempt.transfer is not None:
-                body = second_leg(body, self._attempt.transfer.params)
+            if attempt.transfer is not None:
+                body = second_leg(body, attempt.transfer.params)
             self.put(connection, self, body)
-            paused = self._paused
         if paused:
             connection.pause()
 
@@ -282,26 +285,30 @@ class Exchange:
             data = chunk(data)
         self._client.pass_on(data)
 
-    def _measure_hit(self) -> None:
+    def _measure_hit(self, prompts: "Prompts") -> None:
         """Compare the hit the pick expected with what the answer's end says of it."""
-        prompts, attempt = self._gateway.prompts, self._attempt
-        if prompts is not None and attempt is not None and self._gateway.fleet.holds(attempt.reservation):
+        attempt = self._attempt
+        if attempt is None or attempt.pick.expected_hit_tokens is None:
+            return
+        if self._gateway.fleet.holds(attempt.reservation):
             apart = attempt.transfer is not None or attempt.resumes
             prompts.finished(self._request, attempt.pick, b"".join(self._tail)[-_TAIL:], apart=apart)
 
     def ended(self) -> None:
         """The response is whole."""
         connection, self._connection = self._connection, None
+        gateway = self._gateway
         if connection is not None:
             if connection.recoded and self._chunked:
                 self._client.pass_on(LAST_CHUNK)
             connection.recoded = False
             if self._paused:
                 connection.resume()
-            self._gateway.pool.give(connection)
-        self._measure_hit()
+            gateway.pool.give(connection)
+        if gateway.prompts is not None:
+            self._measure_hit(gateway.prompts)
         self._client.release_hold()
-        now = self._gateway.loop.time()
+        now = gateway.loop.time()
         self._driver.tell(Ended(now))
         self._finish(now, close=self._close)
 

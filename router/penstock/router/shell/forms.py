@@ -35,8 +35,10 @@ class Envelope(msgspec.Struct):
 
     def output_tokens(self) -> int:
         """The most tokens it may generate, over all its choices; never more than `MOST_TOKENS`."""
-        each = self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS
-        return min(max(1, each) * max(1, self.n or 1), MOST_TOKENS)
+        each, choices = self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS, self.n or 1
+        if choices == 1 and 1 <= each <= MOST_TOKENS:
+            return each
+        return min(max(1, each) * max(1, choices), MOST_TOKENS)
 
 
 _decoder = msgspec.json.Decoder(Envelope)

@@ -193,9 +193,10 @@ class Gateway:
 
     def unbuffer(self, inbound: Inbound) -> None:
         """The body of a request is not held any longer."""
-        self.buffered_bytes -= inbound.buffered
-        inbound.buffered = 0
-        inbound.body = []
+        if inbound.buffered:
+            self.buffered_bytes -= inbound.buffered
+            inbound.buffered = 0
+            inbound.body = []
 
     def has_room_to_keep(self) -> bool:
         """Whether a request may be kept until its answer ends, in case its worker is lost."""
