@@ -15,12 +15,21 @@ _FULL_TOKENS = 2048  # From here on a prefill pass draws what it draws at most.
 class Meter:
     """Milliseconds and joules by phase, of all accelerators of one worker together."""
 
-    __slots__ = ("_accelerator", "_count", "_decode", "_idle", "_prefill", "_tensor", "busy_joules", "milliseconds")
+    __slots__ = (
+        "_accelerator",
+        "_count",
+        "_decode",
+        "_prefill",
+        "_tensor",
+        "busy_joules",
+        "idle_watts",
+        "milliseconds",
+    )
 
     def __init__(self, accelerator: Accelerator, parallelism: Parallelism) -> None:
         self._accelerator, self._tensor = accelerator, parallelism.tensor
         self._count = parallelism.accelerators
-        self._idle = watts(accelerator, Phase.IDLE) * self._count
+        self.idle_watts = watts(accelerator, Phase.IDLE) * self._count
         self._decode = watts(accelerator, Phase.DECODE, tensor=self._tensor) * self._count
         self._prefill = _prefill_table(accelerator, self._tensor)
         self.milliseconds = {Phase.PREFILL: 0.0, Phase.DECODE: 0.0}
@@ -28,12 +37,12 @@ class Meter:
 
     def pass_over(self, prompt_tokens: int, milliseconds: float) -> None:
         """A pass, or a run of them, took so long; with prompt tokens in it, it counts and draws as prefill."""
-        if prompt_tokens:
-            self.milliseconds[Phase.PREFILL] += milliseconds
-            self.busy_joules += self._prefill_watts(prompt_tokens) * milliseconds / 1e3
-        else:
-            self.milliseconds[Phase.DECODE] += milliseconds
-            self.busy_joules += self._decode * milliseconds / 1e3
+        self.milliseconds[Phase.PREFILL if prompt_tokens else Phase.DECODE] += milliseconds
+        self.busy_joules += self.draw(prompt_tokens) * milliseconds / 1e3
+
+    def draw(self, prompt_tokens: int) -> float:
+        """Watts in a pass with so many prompt tokens."""
+        return self._prefill_watts(prompt_tokens) if prompt_tokens else self._decode
 
     @property
     def busy_seconds(self) -> float:
@@ -42,7 +51,7 @@ class Meter:
 
     def joules(self, alive_seconds: float) -> float:
         """Energy over a life of so many seconds; what was not spent in passes was spent waiting."""
-        return self.busy_joules + self._idle * max(0.0, alive_seconds - self.busy_seconds)
+        return self.busy_joules + self.idle_watts * max(0.0, alive_seconds - self.busy_seconds)
 
     def _prefill_watts(self, tokens: int) -> float:
         tokens = min(tokens, _FULL_TOKENS)

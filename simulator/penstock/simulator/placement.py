@@ -17,6 +17,7 @@ from penstock.core.models import (
 )
 from penstock.core.traces import Trace
 from penstock.simulator.scenario import Impossible, NodeGroup, PoolSpec, Scenario, WorkerSpec
+from penstock.simulator.workloads.source import Workload
 
 __all__ = ["plan_workers"]
 
@@ -33,7 +34,7 @@ class _Node:
     free: int
 
 
-def plan_workers(scenario: Scenario, trace: Trace) -> tuple[WorkerSpec, ...]:
+def plan_workers(scenario: Scenario, trace: Trace | Workload) -> tuple[WorkerSpec, ...]:
     """Every worker: those of the pools, in their order; without pools all that the nodes hold, in the nodes' order.
 
     Raises `Impossible` when there is none, or not every one of a pool.
@@ -196,7 +197,7 @@ def _num_blocks(scenario: Scenario, memory_tokens: int, context: int, block_size
     return max(tokens // block_size, -(-context // block_size))
 
 
-def _context(scenario: Scenario, trace: Trace) -> int:
+def _context(scenario: Scenario, trace: Trace | Workload) -> int:
     if scenario.max_context is not None:
         if not 2 <= scenario.max_context <= scenario.model.max_context:
             raise Impossible(
@@ -204,12 +205,11 @@ def _context(scenario: Scenario, trace: Trace) -> int:
                 f"{scenario.model.max_context}"
             )
         return scenario.max_context
-    longest = max((r.input_tokens + r.output_tokens for r in trace.requests), default=2)
-    return min(longest, scenario.model.max_context)
+    return min(max(trace.longest_tokens, 2), scenario.model.max_context)
 
 
-def _block_size(scenario: Scenario, trace: Trace) -> int:
-    shared = any(request.prefix_blocks for request in trace.requests)
+def _block_size(scenario: Scenario, trace: Trace | Workload) -> int:
+    shared = trace.shares_prefixes
     size = scenario.block_size or (trace.block_tokens if shared else DEFAULT_BLOCK_SIZE)
     if size < 1 or (shared and trace.block_tokens % size):
         raise Impossible(

@@ -13,7 +13,7 @@ from penstock.core.engine import BlockEvent, BlockStored, Finished, Sequence
 from penstock.core.engine import BlockRemoved as Removed
 from penstock.core.fleet import Failure, Fleet, Request, Reservation, Worker
 from penstock.core.reports import Outcome, Verdict
-from penstock.core.traces import Trace
+from penstock.core.traces import Trace, TraceRequest
 from penstock.router.decisions.kv_index import KVIndex
 from penstock.router.decisions.life import (
     Answered,
@@ -33,32 +33,38 @@ from penstock.router.decisions.policies import find_policy
 from penstock.simulator.blocks import as_bytes, block_hashes
 from penstock.simulator.events import ARRIVAL, FAULT, READY, RESUMED, SAMPLE, EventQueue
 from penstock.simulator.placement import plan_workers
+from penstock.simulator.outcomes import Outcomes
 from penstock.simulator.report import Resources, account
 from penstock.simulator.scenario import Scenario, WorkerSpec
+from penstock.simulator.timeline import Sample, Timeline, look
 from penstock.simulator.worker import TwinWorker
+from penstock.simulator.workloads.source import Workload, as_workload
 
 __all__ = ["Result", "Twin", "simulate"]
 
 _OK = 200
 _TICK_EVENTS = 1024
 _SEED_STRIDE = 1_000_003
+_OBSERVER = -1  # Its place among those that take samples.
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run came to."""
 
-    outcomes: tuple[Outcome, ...]
-    """In the order of the trace."""
+    outcomes: Outcomes
+    """In the order of the trace, or of the workload's numbers."""
     resources: Resources
     end_s: float
     events: int
     steps: int
     """Engine steps, those of a run counted one by one."""
+    timeline: tuple[Sample, ...] = ()
+    """The cluster over the run; at most some hundred samples at equal intervals, and one at the end."""
 
 
-def simulate(scenario: Scenario, trace: Trace, progress: Callable[[int, int], None] | None = None) -> Result:
-    """Play a trace through a cluster; `progress(done, all)` is called now and then.
+def simulate(scenario: Scenario, trace: Trace | Workload, progress: Callable[[int, int], None] | None = None) -> Result:
+    """Play a trace, or any workload, through a cluster; `progress(done, all)` is called now and then.
 
     The same scenario and trace give the same result. Raises `Impossible` when no worker can be, ValueError for an
     unknown policy.
@@ -69,42 +75,50 @@ def simulate(scenario: Scenario, trace: Trace, progress: Callable[[int, int], No
 class Twin:
     """One run. Public attributes are there for tests; `run` may be called once."""
 
-    def __init__(self, scenario: Scenario, trace: Trace, numbers: Iterator[int] | None = None) -> None:
+    def __init__(self, scenario: Scenario, trace: Trace | Workload, numbers: Iterator[int] | None = None) -> None:
         """`numbers` are `EventQueue`'s."""
-        self.scenario, self.trace = scenario, trace
+        self.scenario, self.workload = scenario, as_workload(trace)
         self.events = EventQueue(numbers)
         self.policy = find_policy(scenario.policy)
-        self.specs = plan_workers(scenario, trace)
+        self.specs = plan_workers(scenario, self.workload)
         self.fleet = Fleet(len(self.specs), scenario.max_in_flight)
         self.workers = [self._add(number, spec) for number, spec in enumerate(self.specs)]
         self._by_slot = {worker.slot: worker for worker in self.workers}
-        self.outcomes: list[Outcome | None] = [None] * len(trace.requests)
-        self.left = len(trace.requests)
+        self.outcomes = Outcomes(self.workload.total)
+        self.timeline = Timeline()
+        self._coming = self.workload.opening()
+        self._asked: dict[int, TraceRequest] = {}  # Requests that are expected or live, by number.
         self._lives: dict[int, Life] = {}
         self._places: dict[int, Reservation] = {}  # Of requests that wait for their first token.
         self._block_size = self.specs[0].config.block_size
         self._hashes: dict[int, tuple[int, ...]] = {}  # Of requests that live, where their trace names blocks.
         self.index: KVIndex | None = None
-        if scenario.prefix_caching and any(request.prefix_blocks for request in trace.requests):
+        if scenario.prefix_caching and self.workload.shares_prefixes:
             self.index = KVIndex(scenario.index_bytes)
             self.fleet.index_by(scenario.model.name, self.index, self._block_size)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> Result:
         """Play the whole trace."""
-        total = len(self.trace.requests)
+        total = self.workload.total
         self._begin()
-        tick = None if progress is None else lambda: progress(total - self.left, total)
-        self.events.run(lambda: self.left > 0, _TICK_EVENTS, tick)
+        tick = None if progress is None else lambda: progress(len(self.outcomes), total)
+        self.events.run(lambda: bool(self._asked), _TICK_EVENTS, tick)
         if progress is not None:
-            progress(total - self.left, total)
+            progress(len(self.outcomes), total)
         end = self.events.now
         return Result(
-            tuple(outcome for outcome in self.outcomes if outcome is not None),
+            self.outcomes,
             account(self.workers, end),
             end,
             self.events.handled,
             sum(worker.steps for worker in self.workers),
+            self.timeline.end(self._look(end)),
         )
+
+    @property
+    def left(self) -> int:
+        """How many requests have no outcome yet."""
+        return self.workload.total - len(self.outcomes)
 
     def _add(self, number: int, spec: WorkerSpec) -> TwinWorker:
         slot = self.fleet.add(
@@ -134,8 +148,8 @@ class Twin:
                 self.events.at(interval * share, SAMPLE, worker.number, self._sample, worker.number)
         for crash in scenario.crashes:
             self.events.at(crash.at_s, FAULT, crash.worker, self._crash, crash.worker)
-        if self.trace.requests:
-            self.events.at(self.trace.requests[0].arrival_s, ARRIVAL, 0, self._arrive, 0)
+        self.events.at(0.0, SAMPLE, _OBSERVER, self._observe)
+        self._await_next()
 
     # What happens to workers
 
@@ -151,6 +165,12 @@ class Twin:
             stats = worker.engine.stats()
             foreign = stats.running + stats.waiting - int(self.fleet.in_flight[worker.slot])
             self.fleet.sample(worker.slot, foreign, stats.kv_usage, now)
+
+    def _observe(self, now: float, _: int) -> None:
+        self.events.at(self.timeline.add(self._look(now)), SAMPLE, _OBSERVER, self._observe)
+
+    def _look(self, now: float) -> Sample:
+        return look(self.workers, int(self.fleet.ready.sum()), now)
 
     def _crash(self, now: float, number: int) -> None:
         worker, scenario = self.workers[number], self.scenario
@@ -171,18 +191,27 @@ class Twin:
 
     # What happens to requests
 
+    def _await_next(self) -> None:
+        """Expect the next request that comes by itself; one at a time, so that a long workload fills no memory."""
+        coming = next(self._coming, None)
+        if coming is not None:
+            self._asked[coming[0]] = coming[1]
+            self.events.at(coming[1].arrival_s, ARRIVAL, coming[0], self._arrive_by_itself, coming[0])
+
+    def _arrive_by_itself(self, now: float, index: int) -> None:
+        self._await_next()
+        self._arrive(now, index)
+
     def _arrive(self, now: float, index: int) -> None:
-        asked = self.trace.requests
-        if index + 1 < len(asked):
-            self.events.at(asked[index + 1].arrival_s, ARRIVAL, index + 1, self._arrive, index + 1)
         if self.index is not None:
             self._catch_up(now)
-        one = asked[index]
+        one = self._asked[index]
         request = Request(
             str(index),
             self.scenario.model.name,
             one.input_tokens,
             one.output_tokens,
+            priority=one.priority,
             exact_tokens=True,
             block_hashes=self._named(index),
             ttft_ms=self.scenario.ttft_s * 1e3,
@@ -195,10 +224,10 @@ class Twin:
 
     def _named(self, index: int) -> tuple[bytes, ...]:
         """The block hashes of a request that arrives; kept as numbers for the engine."""
-        one = self.trace.requests[index]
+        one = self._asked[index]
         if not one.prefix_blocks:
             return ()
-        hashes = self._hashes[index] = block_hashes(one, self.trace.block_tokens, self._block_size)
+        hashes = self._hashes[index] = block_hashes(one, self.workload.block_tokens, self._block_size)
         return as_bytes(hashes)
 
     def _catch_up(self, now: float) -> None:
@@ -234,7 +263,7 @@ class Twin:
     def ended(self, finished: Finished, now: float) -> None:
         """The last token of a request is out."""
         index = int(finished.id)
-        arrived = self.trace.requests[index].arrival_s
+        arrived = self._asked[index].arrival_s
         first = finished.timing.first_token
         outcome = Outcome(
             index, Verdict.COMPLETED, arrived, 0.0,
@@ -243,7 +272,7 @@ class Twin:
             prompt_tokens=finished.prompt_tokens,
             cached_tokens=finished.cached_tokens,
             output_tokens=finished.output_tokens,
-            asked_tokens=self.trace.requests[index].output_tokens,
+            asked_tokens=self._asked[index].output_tokens,
         )  # fmt: skip
         self._tell(index, Ended(now), now)
         self._settle(index, outcome)
@@ -271,7 +300,7 @@ class Twin:
             raise TypeError(f"request {index}: the twin cannot do {action!r}")
 
     def _attempt(self, index: int, attempt: Attempt, now: float) -> None:
-        worker, one = self._by_slot[attempt.reservation.slot], self.trace.requests[index]
+        worker, one = self._by_slot[attempt.reservation.slot], self._asked[index]
         if not worker.alive:
             self._tell(index, Failed(now, Failure.CONNECT_REFUSED), now)
             return
@@ -287,7 +316,7 @@ class Twin:
 
     def _lost(self, index: int, verdict: Verdict, error: str, detail: str, now: float) -> None:
         self._end_life(index)
-        arrived, one = self.trace.requests[index].arrival_s, self.trace.requests[index]
+        arrived, one = self._asked[index].arrival_s, self._asked[index]
         self._settle(
             index,
             Outcome(
@@ -302,9 +331,10 @@ class Twin:
             life.close()
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        if self.outcomes[index] is not None:
-            raise RuntimeError(f"request {index} ended twice")
+        asked = self._asked.pop(index)
+        self.outcomes.put(outcome, asked.tenant, asked.model)
         self._hashes.pop(index, None)
         self._places.pop(index, None)
-        self.outcomes[index] = outcome
-        self.left -= 1
+        for number, following in self.workload.after(index, self.events.now, outcome.verdict is Verdict.COMPLETED):
+            self._asked[number] = following
+            self.events.at(following.arrival_s, ARRIVAL, number, self._arrive, number)

@@ -105,6 +105,14 @@ class TwinWorker:
         """Engine steps so far."""
         return self.steps_before + self.engine.stats().steps
 
+    def spent(self, now: float) -> tuple[float, float]:
+        """Seconds in passes and joules up to `now`, the pass that is running counted as far as it is."""
+        busy, joules = self.meter.busy_seconds, self.meter.busy_joules
+        if self._flight is not None or self._run is not None:
+            prompt = self._flight.prompt_tokens if self._flight is not None else 0
+            busy, joules = busy + now - self._began, joules + self.meter.draw(prompt) * (now - self._began)
+        return busy, joules + self.meter.idle_watts * (now - busy)
+
     def _wake_at(self, now: float) -> None:
         """Look round once everything of this instant has happened."""
         if not self._waking:

@@ -18,12 +18,19 @@ class TraceRequest:
     `prefix_blocks` names runs of `Trace.block_tokens` prompt tokens from the prompt's start: two requests
     whose lists begin alike have prompts that begin alike. The list may be empty (nothing is known to be
     shared), shorter than the prompt (the rest is its own) or end in a block that the prompt fills in part.
+    Prefixes are shared within one `model` only: the blocks of two models must have different names.
     """
 
     arrival_s: float
     input_tokens: int
     output_tokens: int
     prefix_blocks: tuple[int, ...] = ()
+    tenant: str = ""
+    """Whose request it is; empty where nobody said."""
+    priority: int = 0
+    """A lower number goes first, as in vLLM."""
+    model: str = ""
+    """The model or adapter asked for; empty: the only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +54,13 @@ class Trace:
     def output_tokens(self) -> int:
         """Output tokens of all requests together."""
         return sum(request.output_tokens for request in self.requests)
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest request, prompt and output together; 0 for an empty trace."""
+        return max((request.input_tokens + request.output_tokens for request in self.requests), default=0)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether any request says what its prompt shares."""
+        return any(request.prefix_blocks for request in self.requests)
