@@ -31,17 +31,21 @@ _PHRASES = {
     413: b"Content Too Large",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
+    502: b"Bad Gateway",
     503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
 }
 
 
 class Request:
     """One received request; `headers` has lower-case names."""
 
-    __slots__ = ("body", "headers", "method", "path", "query")
+    __slots__ = ("body", "headers", "method", "path", "query", "target")
 
     def __init__(self, method: str, target: str, headers: dict[bytes, bytes], body: bytes) -> None:
         parts = urlsplit(target)
+        self.target = target
         self.method, self.path, self.headers, self.body = method, parts.path, headers, body
         self.query = dict(parse_qsl(parts.query))
 
@@ -94,6 +98,26 @@ class Exchange:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + b"0\r\n\r\n"
         self._finish(data)
 
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether the client may send another request after this answer."""
+        return self._keep_alive and self._connection is not None and not self._connection.closing
+
+    @property
+    def old(self) -> bool:
+        """Whether the client speaks HTTP/1.0."""
+        return not self._chunked
+
+    def pass_on(self, data: bytes) -> None:
+        """Send bytes of somebody else's answer as they are: head, framing and all."""
+        self.begun = True
+        self._write(data)
+
+    def passed(self, *, keep_alive: bool = True) -> None:
+        """Somebody else's answer was passed on whole."""
+        self._keep_alive = self._keep_alive and keep_alive
+        self._finish(b"")
+
     def cut(self) -> None:
         """Break the connection without an end, as a dying engine does."""
         if self._connection is not None:
@@ -127,9 +151,21 @@ Handler = Callable[[Request, Exchange], None]
 class Server:
     """The listening socket and its connections."""
 
-    def __init__(self, handler: Handler, keep_alive_s: float) -> None:
-        """`keep_alive_s`: idle connections are closed after this long (vLLM's own default is 5 s)."""
+    def __init__(
+        self,
+        handler: Handler,
+        keep_alive_s: float,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_connections: int | None = None,
+    ) -> None:
+        """`keep_alive_s`: idle connections are closed after this long (vLLM's own default is 5 s).
+
+        Connections beyond `max_connections` are closed at once; None: as many as there are files for.
+        """
         self.handler = handler
+        self.max_body_bytes = max_body_bytes
+        self.max_connections = max_connections
         self.connections: set[Connection] = set()
         self.closing = False
         self.frozen = False
@@ -196,6 +232,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has another base class
         self._server.connections.add(self)
+        most = self._server.max_connections
+        if most is not None and len(self._server.connections) > most:
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -256,8 +295,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
-        if self._size > MAX_BODY_BYTES:
-            raise _Refused(413, f"request body exceeds {MAX_BODY_BYTES} bytes")
+        if self._size > self._server.max_body_bytes:
+            raise _Refused(413, f"request body exceeds {self._server.max_body_bytes} bytes")
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -278,6 +317,11 @@ class Connection(asyncio.Protocol):
             self._next()
 
     # What exchanges and the server call.
+
+    @property
+    def closing(self) -> bool:
+        """Whether the connection ends with its present answer."""
+        return self._server.closing
 
     def send(self, data: bytes) -> None:
         """Hand bytes to the socket."""

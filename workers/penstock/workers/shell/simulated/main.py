@@ -141,7 +141,7 @@ class Engine:
             self._events.close()
 
 
-def _set_up_logging(level: str) -> None:
+def set_up_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -150,7 +150,7 @@ def _set_up_logging(level: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one engine; the exit status is 0 after a goodbye, 1 where it could not start."""
     options = parse_options(sys.argv[1:] if arguments is None else arguments)
-    _set_up_logging(options.log_level)
+    set_up_logging(options.log_level)
     if options.ignored:
         log.info("accepted without effect: %s", " ".join(options.ignored))
     # What was imported lives for ever: keep the collector from walking it, and it runs rarely.

@@ -1,0 +1,1 @@
+"""The P/D sidecar as a process: sockets, names, clocks."""
