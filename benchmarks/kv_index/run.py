@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from penstock.core.wire import BlockRemoved, BlockStored, EventBatch, decode_batch, encode_batch
+from penstock.core.wire import BlockRemoved, BlockStored, EventBatch, decode_changes, encode_batch
 from penstock.router.decisions.kv_index import KVIndex
 
 WORKERS, DEPTH, EVENT, TOKENS = 64, 1024, 16, 16
@@ -146,7 +146,7 @@ def measure_events(filling: int, rng: random.Random) -> dict[str, float]:
 
     def read(many: list[tuple[int, bytes]]) -> None:
         for worker, payload in many:
-            for event in decode_batch(payload).events:
+            for event in decode_changes(payload).events:
                 index.apply(worker, event)
 
     def bare() -> None:

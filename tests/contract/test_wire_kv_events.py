@@ -12,6 +12,7 @@ from penstock.core.wire import (
     WireError,
     as_integer,
     decode_batch,
+    decode_changes,
     decode_frames,
     encode_batch,
     encode_batch_as_arrays,
@@ -119,6 +120,42 @@ def test_both_forms_carry_the_same(batch_events, ts, rank):
     batch = EventBatch(ts, batch_events, rank)
     assert decode_batch(encode_batch(batch)) == batch
     assert decode_batch(encode_batch_as_arrays(batch)) == batch
+
+
+NEEDED = ("block_hashes", "parent_block_hash", "medium", "group_idx", "kv_cache_spec_kind")
+
+
+def what_an_index_needs(event):
+    """An event's kind, and what of it an index reads."""
+    tokens = getattr(event, "token_ids", None)
+    has_tokens = event.has_tokens if hasattr(event, "has_tokens") else bool(tokens)
+    kind = type(event).__name__.removesuffix("Array").replace("Run", "")
+    known = tuple(getattr(event, name, None) for name in NEEDED)
+    return kind.removeprefix("Block"), has_tokens, known
+
+
+@given(st.lists(events, max_size=5), st.floats(0, 2e9), st.none() | st.integers(0, 7))
+def test_changes_are_the_batch_less_what_an_index_has_no_use_for(batch_events, ts, rank):
+    batch = EventBatch(ts, batch_events, rank)
+    for payload in (encode_batch(batch), encode_batch_as_arrays(batch)):
+        lean = decode_changes(payload)
+        assert (lean.ts, lean.data_parallel_rank) == (ts, rank)
+        assert [what_an_index_needs(e) for e in lean.events] == [what_an_index_needs(e) for e in batch_events]
+
+
+def test_usual_batches_are_read_without_their_tokens():
+    usual = [BlockStored(block_hashes=[1, 2], token_ids=[5] * 32, block_size=16), BlockRemoved(block_hashes=[2])]
+    for encode in (encode_batch, encode_batch_as_arrays):
+        lean = decode_changes(encode(EventBatch(1.0, usual, 0)))
+        assert not any(isinstance(event, BlockStored | BlockRemoved) for event in lean.events)
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_no_change_either(noise):
+    try:
+        decode_changes(noise)
+    except WireError as error:
+        assert "KV event batch" in str(error)
 
 
 @given(st.binary(max_size=60))

@@ -4,6 +4,9 @@ Frames on the PUB socket are topic, 8-byte big-endian sequence number, msgpack p
 `[ts, events, rank]`. Since vLLM 0.26 every event is a map with a `type`; before, it was an array that begins with the
 tag; one upstream revision sends the batch as a map, too. `decode_batch` takes all of them; `encode_batch` writes the
 map form of vLLM 0.32, `encode_batch_as_arrays` the older one, for peers and tests that need it.
+
+An index of blocks has no use for most of a batch: token ids are 256 of some 300 values in a common one. For it there
+is `decode_changes`, which passes over them without making objects, and falls back where anything is unusual.
 """
 
 from collections.abc import Sequence
@@ -104,11 +107,86 @@ class _RawMap(msgspec.Struct, frozen=True):
     data_parallel_rank: int | None = None
 
 
+class StoredRun(msgspec.Struct, frozen=True, tag="BlockStored", kw_only=True):
+    """Of a `BlockStored` what an index of blocks needs, where the hashes are integers."""
+
+    block_hashes: list[int]
+    parent_block_hash: int | None = None
+    token_ids: msgspec.Raw = msgspec.Raw(b"\x90")
+    """As msgpack; see `has_tokens`."""
+    medium: str | None = None
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the event names any token."""
+        return _is_filled_array(self.token_ids)
+
+
+class RemovedRun(msgspec.Struct, frozen=True, tag="BlockRemoved", kw_only=True):
+    """Of a `BlockRemoved` what an index of blocks needs, where the hashes are integers."""
+
+    block_hashes: list[int]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class StoredRunArray(msgspec.Struct, frozen=True, tag="BlockStored", array_like=True):
+    """`StoredRun` in the older form."""
+
+    block_hashes: list[int]
+    parent_block_hash: int | None
+    token_ids: msgspec.Raw
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: msgspec.Raw = msgspec.Raw(b"\xc0")
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the event names any token."""
+        return _is_filled_array(self.token_ids)
+
+
+class RemovedRunArray(msgspec.Struct, frozen=True, tag="BlockRemoved", array_like=True):
+    """`RemovedRun` in the older form."""
+
+    block_hashes: list[int]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+Change = StoredRun | StoredRunArray | RemovedRun | RemovedRunArray | Event
+"""An event as `decode_changes` gives it: a run where that suffices, else the whole event."""
+
+
+class ChangeBatch(msgspec.Struct, frozen=True, array_like=True):
+    """A batch as an index of blocks reads it: as `EventBatch`, less what it has no use for."""
+
+    ts: float
+    events: Sequence[Change]
+    data_parallel_rank: int | None = None
+
+
+class _RunBatch(ChangeBatch, frozen=True, array_like=True):
+    events: list[StoredRun | RemovedRun | AllBlocksCleared]
+
+
+class _RunArrayBatch(ChangeBatch, frozen=True, array_like=True):
+    events: list[StoredRunArray | RemovedRunArray]
+
+
 _ArrayEvent = _StoredArray | _RemovedArray | _ClearedArray
 
 _new_batch = msgspec.msgpack.Decoder(_NewBatch)
 _raw_array = msgspec.msgpack.Decoder(_RawArray)
 _raw_map = msgspec.msgpack.Decoder(_RawMap)
+_run_batch: msgspec.msgpack.Decoder[ChangeBatch] = msgspec.msgpack.Decoder(_RunBatch)
+_run_array_batch: msgspec.msgpack.Decoder[ChangeBatch] = msgspec.msgpack.Decoder(_RunArrayBatch)
 _map_event: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _array_event: msgspec.msgpack.Decoder[_ArrayEvent] = msgspec.msgpack.Decoder(_ArrayEvent)
 _encoder = msgspec.msgpack.Encoder()
@@ -121,6 +199,23 @@ def decode_batch(payload: bytes) -> EventBatch:
         return EventBatch(batch.ts, batch.events, batch.data_parallel_rank)
     except msgspec.DecodeError:
         return _decode_any_form(payload)
+
+
+def decode_changes(payload: bytes) -> ChangeBatch:
+    """Read one payload in any of vLLM's forms, for an index of blocks; raises `WireError` for anything else."""
+    for decoder in (_run_batch, _run_array_batch):
+        try:
+            return decoder.decode(payload)
+        except msgspec.DecodeError:
+            continue
+    batch = decode_batch(payload)
+    return ChangeBatch(batch.ts, batch.events, batch.data_parallel_rank)
+
+
+def _is_filled_array(raw: msgspec.Raw) -> bool:
+    """Whether a msgpack value is an array with something in it."""
+    head = memoryview(raw)[0]
+    return 0x91 <= head <= 0x9F or head in (0xDC, 0xDD)
 
 
 def _decode_any_form(payload: bytes) -> EventBatch:

@@ -19,7 +19,7 @@ import httpx
 import msgspec
 import zmq
 from penstock.core.fleet import Fleet, Worker
-from penstock.core.wire import AllBlocksCleared, EventBatch, WireError, decode_batch, decode_frames
+from penstock.core.wire import AllBlocksCleared, ChangeBatch, WireError, decode_changes, decode_frames
 from penstock.core.wire.kv_events import REPLAY_END, encode_sequence
 from penstock.router.decisions.kv_index import (
     Action,
@@ -180,7 +180,7 @@ class _Stream:
             self._act(self.tracker.replay_ended(now))
             return
         try:
-            batch = decode_batch(payload)
+            batch = decode_changes(payload)
         except (WireError, RecursionError) as error:  # Nested too deeply is one more way to be unreadable.
             self._unreadable(error)
             self._close_replay()
@@ -203,7 +203,7 @@ class _Stream:
         for action in actions:
             match action:
                 case Apply(batch):
-                    assert isinstance(batch.payload, EventBatch)
+                    assert isinstance(batch.payload, ChangeBatch)
                     self._apply(batch.payload)
                 case Clear(reason):
                     log.info("KV index cleared", extra={"worker": self.worker.name, "reason": reason})
@@ -211,7 +211,7 @@ class _Stream:
                 case AskReplay(start):
                     self._ask(start)
 
-    def _apply(self, batch: EventBatch) -> None:
+    def _apply(self, batch: ChangeBatch) -> None:
         index = self._owner.index(self.worker.model)
         self.events += len(batch.events)
         for event in batch.events:

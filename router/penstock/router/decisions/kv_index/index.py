@@ -15,11 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from penstock.core.wire import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, Event, as_integer
+from penstock.core.wire import (
+    BlockHash,
+    BlockRemoved,
+    BlockStored,
+    Change,
+    RemovedRun,
+    RemovedRunArray,
+    StoredRun,
+    StoredRunArray,
+    as_integer,
+)
 from penstock.router.decisions.kv_index.budget import capacity
 from penstock.router.decisions.kv_index.prefix import halve, walk
 from penstock.router.decisions.kv_index.table import LANE_BITS, LOWEST_LANE, BlockTable, lanes_of
@@ -27,6 +37,8 @@ from penstock.router.decisions.kv_index.table import LANE_BITS, LOWEST_LANE, Blo
 SMALLEST_BUDGET = 1 << 20
 """Bytes below which an index is refused: it would hold less than one long prompt."""
 _FULL_ATTENTION = frozenset({None, "full_attention", "mla_attention", "sink_full_attention"})
+_STORED = (StoredRun, StoredRunArray, BlockStored)
+_REMOVED = (RemovedRun, RemovedRunArray, BlockRemoved)
 _MOST_EXPANDED = 1024
 """Masks whose slots are remembered."""
 
@@ -41,9 +53,11 @@ class Tier(IntEnum):
 
 def tier_of(medium: str | None) -> Tier:
     """Tier of an event's `medium`. Unnamed is GPU, as engines without tiers mean it; unknown names are remote."""
-    if medium is None:
-        return Tier.GPU
-    return {"gpu": Tier.GPU, "cpu": Tier.CPU}.get(medium.lower(), Tier.REMOTE)
+    found = _TIERS.get(medium)
+    return found if found is not None else _TIERS.get(str(medium).lower(), Tier.REMOTE)
+
+
+_TIERS: dict[str | None, Tier] = {None: Tier.GPU, "gpu": Tier.GPU, "GPU": Tier.GPU, "cpu": Tier.CPU, "CPU": Tier.CPU}
 
 
 DEFAULT_WORTH: Mapping[Tier, float] = MappingProxyType({Tier.GPU: 1.0, Tier.CPU: 0.8, Tier.REMOTE: 0.5})
@@ -108,6 +122,10 @@ def _plain(hashes: Sequence[BlockHash]) -> Sequence[int]:
     return [as_integer(h) for h in hashes]
 
 
+def _has_tokens(event: BlockStored | StoredRun | StoredRunArray) -> bool:
+    return bool(event.token_ids) if isinstance(event, BlockStored) else event.has_tokens
+
+
 class KVIndex:
     """Block hash -> workers, for one model and KV compatibility. Not thread-safe: one thread owns it."""
 
@@ -137,27 +155,31 @@ class KVIndex:
 
     # ---- what engines tell ---------------------------------------------------------------------
 
-    def apply(self, slot: int, event: Event, rank: int = 0) -> None:
+    def apply(self, slot: int, event: Change, rank: int = 0) -> None:
         """Take in one event of a worker's cache."""
-        match event:
-            case BlockStored():
-                self._apply_stored(slot, event, rank)
-            case BlockRemoved():
-                if event.group_idx is None or event.group_idx not in self._ignored.get((slot, rank), ()):
-                    self.remove(slot, event.block_hashes, rank, tier_of(event.medium))
-            case AllBlocksCleared():
-                self.clear(slot, rank)
+        if isinstance(event, _STORED):
+            self._apply_stored(slot, event, rank)
+        elif isinstance(event, _REMOVED):
+            if event.group_idx is None or event.group_idx not in self._ignored.get((slot, rank), ()):
+                hashes = event.block_hashes
+                plain = _plain(hashes) if isinstance(event, BlockRemoved) else cast("list[int]", hashes)
+                self._take_off(slot, plain, rank, tier_of(event.medium))
+        else:
+            self.clear(slot, rank)
 
-    def _apply_stored(self, slot: int, event: BlockStored, rank: int) -> None:
+    def _apply_stored(self, slot: int, event: BlockStored | StoredRun | StoredRunArray, rank: int) -> None:
         if event.kv_cache_spec_kind not in _FULL_ATTENTION:
             # A sliding window holds only the end of a prefix: its blocks say nothing about the whole.
             if event.group_idx is not None:
                 self._ignored.setdefault((slot, rank), set()).add(event.group_idx)
             return
+        parent, hashes = event.parent_block_hash, event.block_hashes
         # A move between tiers is told without tokens, and then without what comes before.
-        linked = event.parent_block_hash is not None or bool(event.token_ids)
-        parent = event.parent_block_hash
-        self.store(slot, event.block_hashes, parent, rank, tier_of(event.medium), linked=linked)
+        linked = parent is not None or _has_tokens(event)
+        if isinstance(event, BlockStored):
+            self.store(slot, hashes, parent, rank, tier_of(event.medium), linked=linked)
+        elif hashes:
+            self._put(slot, cast("list[int]", hashes), cast("int | None", parent), rank, tier_of(event.medium), linked)
 
     def store(
         self,
@@ -173,22 +195,24 @@ class KVIndex:
 
         `linked=False` when it is not known what comes before which.
         """
-        if not hashes:
-            return
+        if hashes:
+            self._put(slot, _plain(hashes), None if parent is None else as_integer(parent), rank, tier, linked)
+
+    def _put(self, slot: int, blocks: Sequence[int], parent: int | None, rank: int, tier: Tier, linked: bool) -> None:
         lane = self._numbers.get((slot, rank, tier))
         if lane is None:
             lane = self._open(_Lane(slot, rank, tier))
-        self._stored += len(hashes)
-        self._table.store(lane, _plain(hashes), None if parent is None else as_integer(parent), linked)
+        self._stored += len(blocks)
+        self._table.store(lane, blocks, parent, linked)
 
     def remove(self, slot: int, hashes: Sequence[BlockHash], rank: int = 0, tier: Tier = Tier.GPU) -> None:
         """One copy of each of these blocks has left the cache. Unknown ones are counted and ignored."""
+        self._take_off(slot, _plain(hashes), rank, tier)
+
+    def _take_off(self, slot: int, blocks: Sequence[int], rank: int, tier: Tier) -> None:
         lane = self._numbers.get((slot, rank, tier))
-        self._removed += len(hashes)
-        if lane is None:
-            self._unknown += len(hashes)
-            return
-        self._unknown += self._table.remove(lane, _plain(hashes))
+        self._removed += len(blocks)
+        self._unknown += len(blocks) if lane is None else self._table.remove(lane, blocks)
 
     def clear(self, slot: int, rank: int | None = None) -> None:
         """The worker (or one of its ranks) holds nothing any more, on any tier. Takes no longer for a full cache."""
@@ -235,11 +259,9 @@ class KVIndex:
             return
         careful = (self._table.torn | self._several) & self._alive
         scale = 1 if weights is None else weights[Tier.GPU]
-        deepest = 0
-        for lanes, depth in halve(masks, keys, first & ~careful):
-            # Depths come in rising order, so the best rank of a worker is written last.
-            found[self._slots_of(lanes)] = depth * scale
-            deepest = depth
+        lanes, depths = halve(masks, keys, first & ~careful, alone=not (careful or self._dead))
+        self._write(found, lanes, depths, scale)
+        deepest = depths[-1] if depths else 0
         if first & careful:
             runs = walk(masks, keys, careful)
             self._match_torn(runs, first & careful & ~self._several, found, scale)
@@ -280,15 +302,30 @@ class KVIndex:
                 total += length if weights is None else length * weights[best]
             found[slot] = max(found[slot], total)
 
-    def _slots_of(self, lanes: int) -> "NDArray[np.intp] | int":
+    def _write(
+        self,
+        found: NDArray[np.int64] | NDArray[np.float64],
+        lanes: Sequence[int],
+        depths: Sequence[int],
+        scale: float,
+    ) -> None:
+        """Write depths to the slots of the lanes. They come in rising order: a worker's best rank is written last."""
+        expanded, cells = self._expanded, cast("memoryview[float]", found.data)
+        for mask, depth in zip(lanes, depths, strict=True):
+            slots = expanded.get(mask)
+            if slots is None:
+                slots = self._slots_of(mask)
+            if type(slots) is int:
+                cells[slots] = depth * scale
+            else:
+                found[slots] = depth * scale
+
+    def _slots_of(self, lanes: int) -> NDArray[np.intp] | int:
         """Slots of a mask: remembered, because few masks come again and again."""
-        slots = self._expanded.get(lanes)
-        if slots is None:
-            if len(self._expanded) >= _MOST_EXPANDED:
-                self._expanded.clear()
-            listed = [self._lanes[lane].slot for lane in lanes_of(lanes)]
-            slots = listed[0] if len(listed) == 1 else np.array(listed, dtype=np.intp)
-            self._expanded[lanes] = slots
+        if len(self._expanded) >= _MOST_EXPANDED:
+            self._expanded.clear()
+        listed = [self._lanes[lane].slot for lane in lanes_of(lanes)]
+        slots = self._expanded[lanes] = listed[0] if len(listed) == 1 else np.array(listed, dtype=np.intp)
         return slots
 
     def copies(self, slot: int, block: BlockHash, rank: int = 0, tier: Tier = Tier.GPU) -> int:

@@ -13,12 +13,12 @@ tear. `budget.capacity` says how many units surely fit in so many bytes, however
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise, repeat
 
 from penstock.router.decisions.kv_index.budget import HOT_SHARE, INT_BYTES
 
 LOWEST_LANE = 9
-"""Masks of lower lanes would be integers that Python shares, and new entries are told from old ones by identity."""
+"""The lowest lane number given out: no mask is one of the small integers that Python shares."""
 LANE_BITS = 16
 """Bits of a lane number inside the key of a copy count."""
 _SWEEP = 4096
@@ -119,7 +119,7 @@ class BlockTable:
         """
         step = max(1, self._limit // 64)
         for start in range(0, len(blocks), step):
-            part = blocks[start : start + step]
+            part = blocks if len(blocks) <= step else blocks[start : start + step]
             self._make_room(_UNITS_A_BLOCK * len(part) + 2, parent)
             if linked:
                 self._store(lane, part, parent)
@@ -135,10 +135,9 @@ class BlockTable:
         # A parent nobody holds cannot carry a link: the child is torn in every lane that has it.
         parent_mask = 0 if parent is None else masks.get(parent, 0)
         above = parent if parent_mask else None
-        stored = self._store_new(bit, blocks, above)
-        if stored < len(blocks):
-            above = blocks[stored - 1] if stored else above
-            stored += self._store_mixed(lane, bit, blocks[stored:], above)
+        stored = self._store_alike(lane, bit, blocks, above)
+        if stored is None:
+            stored = self._store_mixed(lane, bit, blocks, above)
         if stored:
             self.held[lane] = self.held.get(lane, 0) + stored
         if parent is not None and not parent_mask & bit:
@@ -146,57 +145,59 @@ class BlockTable:
         if lane in self._tears:
             self._mend(lane, blocks)
 
-    def _store_new(self, bit: int, blocks: Sequence[int], above: int | None) -> int:
-        """The blocks at the beginning that nobody holds, in one look-up each. Returns how many they are.
+    def _store_alike(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int | None:
+        """Blocks that the same lanes hold, as nearly all of an event are, some dozen at a time.
 
-        `bit` must be an integer that no table holds yet: by its identity a new entry is told from an old one.
+        Returns how many are new to the lane; None, and nothing done, where the blocks are not alike.
         """
-        masks, links = self._masks, self._links
-        first, before = blocks[0], len(masks)
-        if first in masks:
+        masks, count = self._masks, len(blocks)
+        mask = masks.get(blocks[0], 0)
+        joined = dict.fromkeys(blocks, mask | bit)
+        if len(joined) != count:
+            return None  # a block twice in one event is counted one by one
+        if not mask:
+            if not masks.keys().isdisjoint(blocks):
+                return None
+            self._links.update(pairwise(blocks))
+        elif self._loose or [*map(masks.get, blocks)].count(mask) != count:
+            return None
+        if above is not None and self._links.setdefault(above, blocks[0]) != blocks[0]:
+            self._fork(above, blocks[0])
+        if mask & bit:
+            copies = self._copies
+            for key in [block << LANE_BITS | lane for block in blocks]:
+                copies[key] = copies.get(key, 0) + 1
             return 0
-        masks[first] = bit
-        if above is not None and links.setdefault(above, first) != first:
-            self._fork(above, first)
-        stored, block, setdefault = 1, first, masks.setdefault
-        for following in islice(blocks, 1, None):
-            if setdefault(following, bit) is not bit:
-                break
-            links[block] = following
-            block = following
-            stored += 1
-        if len(masks) - before == stored:
-            return stored
-        # A block twice in one event: undone, to be counted one by one.
-        for block in {*blocks[:stored]}:
-            del masks[block]
-            links.pop(block, None)
-        return 0
+        masks.update(joined)
+        return count
 
     def _store_mixed(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int:
         """Any blocks, one by one. Returns how many are new to the lane."""
-        masks, links = self._masks, self._links
+        masks, links, copies, loose = self._masks, self._links, self._copies, self._loose
+        get = masks.get
         fresh, stored = True, 0
         old, joined = 0, bit  # Neighbours mostly have one mask: then they share one integer.
         for block in blocks:
-            mask = masks.get(block, 0)
+            mask = get(block, 0)
             if mask & bit:
                 key = block << LANE_BITS | lane
-                self._copies[key] = self._copies.get(key, 0) + 1
+                copies[key] = copies.get(key, 0) + 1
             else:
                 if mask is not old:
                     old, joined = mask, mask | bit
                 masks[block] = joined
                 stored += 1
             # The first link is always looked at: its ends may have come in different events.
-            if above is not None and (fresh or not mask or self._loose) and links.setdefault(above, block) != block:
+            if (fresh or not mask or loose) and above is not None and links.setdefault(above, block) != block:
                 self._fork(above, block)
             fresh, above = not mask, block
         return stored
 
     def remove(self, lane: int, blocks: Sequence[int]) -> int:
         """One copy of each block has left the lane. Returns how many of them were not known to be there."""
-        masks, links, bit = self._masks, self._links, 1 << lane
+        if self._remove_alike(lane, blocks):
+            return 0
+        masks, links, copies, bit = self._masks, self._links, self._copies, 1 << lane
         unknown = gone = 0
         old, left = bit, 0
         for block in blocks:
@@ -204,7 +205,7 @@ class BlockTable:
             if not mask & bit:
                 unknown += 1
                 continue
-            if self._copies and self._drop_copy(block << LANE_BITS | lane):
+            if copies and self._drop_copy(block << LANE_BITS | lane):
                 continue
             gone += 1
             if mask == bit:
@@ -224,6 +225,25 @@ class BlockTable:
         if gone:
             self._lose(lane, gone)
         return unknown
+
+    def _remove_alike(self, lane: int, blocks: Sequence[int]) -> bool:
+        """Blocks that nobody else holds, as most that leave are, once each; False, and nothing done, for others."""
+        masks, links, bit, count = self._masks, self._links, 1 << lane, len(blocks)
+        if self._copies or self._torn & bit or [*map(masks.get, blocks)].count(bit) != count:
+            return False
+        if len({*blocks}) != count:
+            return False
+        for block in blocks:
+            del masks[block]
+        below = [*map(links.pop, blocks, repeat(None))]
+        # Engines evict tail first: then each block's child has left just before it, and only the first may leave one.
+        for children in below[:1] if below[1:] == blocks[:-1] else below:
+            if isinstance(children, set):
+                self._forked -= len(children)
+            if children is not None:
+                self._leave_behind(lane, bit, children)
+        self._lose(lane, count)
+        return True
 
     def _drop_copy(self, key: int) -> bool:
         count = self._copies.get(key)
