@@ -30,16 +30,16 @@ from penstock.simulator.workloads import arrivals
 
 PROFILE = LatencyProfile((15.0, 0.12, 5e-6), (25.0, 0.4, 3e-4), ProfileSource.BENCHMARK, "made up for the comparison")
 BLOCKS, BLOCK_SIZE, CONTEXT, BUDGET, SEQUENCES = 4096, 16, 4096, 1024, 64
-LOADS = {"light": 1.0, "middling": 3.0, "heavy": 4.5}
-"""Requests a second; the engine's limit with these lengths is about 6."""
+LOADS = {"light": 0.8, "middling": 2.2, "heavy": 3.2}
+"""Requests a second; the engine's limit with these lengths is about 4."""
 AGREEMENT = 0.05
 
 
 def conversation(rate: float, seconds: float, seed: int) -> Trace:
-    """Poisson arrivals; log-normal prompts of some 500 tokens and answers of some 40."""
+    """Poisson arrivals; log-normal prompts of some 1,000 tokens and answers of some 40."""
     times = arrivals(rate, seconds, seed=seed)
     rng = np.random.default_rng((seed, 1))
-    prompts = np.clip(rng.lognormal(6.0, 0.6, len(times)), 32, 2500).astype(int)
+    prompts = np.clip(rng.lognormal(6.8, 0.5, len(times)), 64, 3500).astype(int)
     outputs = np.clip(rng.lognormal(3.5, 0.5, len(times)), 4, 120).astype(int)
     rows = zip(times, prompts, outputs, strict=True)
     return Trace(tuple(TraceRequest(float(at), int(p), int(o)) for at, p, o in rows), BLOCK_SIZE)
@@ -53,9 +53,8 @@ def engine(folder: Path) -> Iterator[str]:
     command += ["--num-gpu-blocks-override", str(BLOCKS), "--block-size", str(BLOCK_SIZE)]
     command += ["--max-model-len", str(CONTEXT), "--max-num-seqs", str(SEQUENCES)]
     command += ["--max-num-batched-tokens", str(BUDGET)]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=folder, env={"PATH": os.environ["PATH"]}
-    ) as process:
+    settings = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, env=settings) as process:
         try:
             assert process.stderr is not None
             found = next((m for line in process.stderr if (m := re.search(r"serving .* on port (\d+)", line))), None)
