@@ -390,6 +390,16 @@ def test_histograms_add_up(engine: EngineProcess):
         assert counts[-1] == engine.metric(f"vllm:{family}_count") > 0
 
 
+def test_metrics_can_be_gone_while_requests_are_answered(engine: EngineProcess):
+    engine.post("/faults", b"no-metrics")
+    try:
+        assert engine.get("/metrics").status_code == 503
+        engine.complete(prompt=WORDS, max_tokens=2)
+    finally:
+        engine.post("/faults", b"none")
+    assert engine.get("/metrics").status_code == 200
+
+
 def test_two_requests_of_one_id_are_two_requests(engine: EngineProcess):
     engine.post("/faults", b"slow=20")
     asked = raw_post("/v1/completions", {"prompt": "a b", "max_tokens": 40}, "x-request-id: same\r\n")

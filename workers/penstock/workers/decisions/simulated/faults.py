@@ -2,7 +2,8 @@
 
 A fault is text, so that a flag, an environment variable and an HTTP body say it alike: `crash`, `crash@30` (seconds
 from now), `hang`, `slow=4` (times longer iterations), `throttle=0.7` (clock at 70 %), `drop-events=0.5` (share of KV
-event batches lost), `none` (all is well again). Several are joined by commas.
+event batches lost), `no-metrics` (the page of metrics answers 503), `none` (all is well again). Several are joined by
+commas.
 """
 
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ class Faults:
     """Share of the accelerator's clock that is left: compute-bound prefill suffers most, decode less."""
     drop_events: float = 0.0
     """Share of KV event batches that are lost, sequence numbers and all."""
+    no_metrics: bool = False
+    """Nobody learns the engine's load: `/metrics` answers 503, everything else goes on."""
 
 
 def parse_faults(text: str, current: Faults | None = None) -> Faults:
@@ -41,6 +44,8 @@ def _apply(faults: Faults, part: str) -> Faults:
             return Faults()
         case "hang":
             return replace(faults, hang=True)
+        case "no-metrics":
+            return replace(faults, no_metrics=True)
         case "crash":
             return replace(faults, crash_after_s=_number(part, value or "0", 0.0, 86_400.0))
         case "slow":
@@ -49,7 +54,7 @@ def _apply(faults: Faults, part: str) -> Faults:
             return replace(faults, clock=_number(part, value, 0.05, 1.0))
         case "drop-events":
             return replace(faults, drop_events=_number(part, value, 0.0, 1.0))
-    known = "crash[@seconds], hang, slow=N, throttle=SHARE, drop-events=SHARE, none"
+    known = "crash[@seconds], hang, slow=N, throttle=SHARE, drop-events=SHARE, no-metrics, none"
     raise WireError(f"{part!r} is not a fault; use {known}")
 
 

@@ -79,7 +79,7 @@ class App:
             "/ping": {"GET": self._empty, "POST": self._empty},
             "/version": {"GET": lambda _, x: _json(x, {"version": VERSION})},
             "/load": {"GET": lambda _, x: _json(x, {"server_load": self._driver.requests})},
-            "/metrics": {"GET": lambda _, x: x.respond(200, self._driver.page(), METRICS_TYPE)},
+            "/metrics": {"GET": self._metrics},
             "/v1/models": {"GET": self._models},
             "/v1/completions": {"POST": self._completions},
             "/v1/chat/completions": {"POST": self._chat_completions},
@@ -124,6 +124,11 @@ class App:
             log.exception("%s %s failed", request.method, request.path)
             body = openai.error_body("Internal Server Error", "InternalServerError", 500)
             return exchange.respond(500, body)
+
+    def _metrics(self, request: Request, exchange: Exchange) -> None:
+        if self._driver.faults.no_metrics:
+            raise RequestError("metrics are switched off by a fault", status=503, kind="ServiceUnavailableError")
+        exchange.respond(200, self._driver.page(), METRICS_TYPE)
 
     # Generation.
 
