@@ -54,6 +54,59 @@ def test_own_form_without_a_header_uses_512() -> None:
     assert parsed.trace.block_tokens == 512
 
 
+BURST = [
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n",
+    "5,ChatGPT,472,18,490,Conversation log\n",
+    "45,ChatGPT,1087,0,1087,Conversation log\n",
+    "118.5,GPT-4,417,276,693,API log\n",
+]
+
+
+def test_burstgpt_rows_are_read_and_failed_ones_left_out_and_counted() -> None:
+    parsed = parse_trace(BURST)
+    assert parsed.format is TraceFormat.BURSTGPT_CSV
+    assert parsed.trace.requests == (
+        TraceRequest(0.0, 472, 18, model="ChatGPT"),
+        TraceRequest(113.5, 417, 276, model="GPT-4"),
+    )
+    assert (parsed.unanswered, parsed.skipped) == (1, ())
+
+
+def test_burstgpt_columns_go_by_name() -> None:
+    later = [
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type",
+        "7,31,4.2,GPT-4,12,34,46,API log",
+    ]
+    assert parse_trace(later).trace.requests == (TraceRequest(0.0, 12, 34, model="GPT-4"),)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("5,ChatGPT,472,18", "line 3: has 4 columns"),
+        ("soon,ChatGPT,472,18,490,API log", "line 3: Timestamp is 'soon'"),
+        ("-1,ChatGPT,472,18,490,API log", "line 3: Timestamp is '-1'"),
+        ("5,ChatGPT,many,18,490,API log", "line 3: Request tokens is 'many'"),
+        ("5,ChatGPT,0,18,18,API log", "line 3: Request tokens is 0"),
+    ],
+)
+def test_a_bad_burstgpt_row_is_named(row: str, reason: str) -> None:
+    with pytest.raises(BadLineError, match=reason):
+        parse_trace([*BURST[:2], row])
+    assert len(parse_trace([*BURST[:2], row], skip_bad=True).trace.requests) == 1
+
+
+def test_own_form_may_say_who_asked_for_what() -> None:
+    line = '{"timestamp_ms": 0, "input_tokens": 9, "output_tokens": 2, "tenant": "a", "priority": -1, "model": "m"}'
+    assert parse_trace([line]).trace.requests == (TraceRequest(0.0, 9, 2, (), "a", -1, "m"),)
+
+
+@pytest.mark.parametrize("extra", ['"tenant": 5', '"priority": "high"', '"priority": true', '"model": []'])
+def test_own_form_refuses_names_that_are_none(extra: str) -> None:
+    with pytest.raises(BadLineError, match=extra.split('"')[1]):
+        parse_trace(['{"timestamp_ms": 0, "input_tokens": 9, "output_tokens": 2, ' + extra + "}"])
+
+
 def test_rows_out_of_order_are_sorted() -> None:
     parsed = parse_trace(list(reversed(MOONCAKE)))
     assert [r.arrival_s for r in parsed.trace.requests] == [0.0, 2.999]

@@ -63,6 +63,8 @@ def shape_trace(parsed: ParsedTrace, shape: Shape) -> Shaped:
     if parsed.skipped:
         first = parsed.skipped[0]
         notes.append(f"{len(parsed.skipped)} bad lines left out, the first one line {first.number}: {first.reason}")
+    if parsed.unanswered:
+        notes.append(f"{parsed.unanswered} requests left out: they failed where they were recorded")
     if spread:
         trace = spread_slots(trace, shape.seed)
         notes.append("arrivals stamped alike are spread over their slot of at most 3 s (--keep-bursts leaves them)")

@@ -124,12 +124,12 @@ class Outcomes:
     def _put(self) -> npt.NDArray[np.bool_] | slice:
         if self._count == len(self._verdicts):
             return slice(None)  # A view, and no copy.
-        return np.frombuffer(self._verdicts, dtype=np.int8) != 0
+        return np.asarray(np.frombuffer(self._verdicts, dtype=np.int8) != 0)
 
     def _name(self, kind: str, at: int, word: str) -> None:
         names = self._names[kind]
         self._codes[kind][at] = names.setdefault(word, len(names))
 
     def _all(self) -> tuple[object, ...]:
-        columns = (self._verdicts, *self._times, *self._counts, *self._codes.values())
-        return (tuple(column.tobytes() for column in columns), self._names, self._details)
+        times, counts = b"".join(self._times), b"".join(self._counts)
+        return self._verdicts.tobytes(), times, counts, b"".join(self._codes.values()), self._names, self._details

@@ -1,12 +1,15 @@
-"""The three written forms of a trace, told apart by what stands in them, and how one line of each is read.
+"""The four written forms of a trace, told apart by what stands in them, and how one line of each is read.
 
 - Azure CSV: `TIMESTAMP,ContextTokens,GeneratedTokens`, as the Azure LLM inference traces are published. Times are
   UTC text; digits below a microsecond are cut. No request is known to share a prefix.
 - Mooncake JSONL: `{"timestamp": ms, "input_length": n, "output_length": n, "hash_ids": [...]}`; each id stands for
   512 prompt tokens together with everything before them.
+- BurstGPT CSV: `Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type`, as BurstGPT is published, and
+  its later form that has `Session ID` and `Elapsed time` too; columns go by their names. Times are seconds. A row of 0
+  response tokens is a request that failed: it says when somebody asked, but not for how much.
 - Penstock JSONL: `{"timestamp_ms": t, "input_tokens": n, "output_tokens": n, "prefix_blocks": [...]}`;
-  `prefix_blocks` may be left out. A first line `{"penstock_trace": 1, "block_tokens": 64}` may set how many
-  tokens a block stands for (512 without it).
+  `prefix_blocks` may be left out; `tenant`, `priority` and `model` may be given. A first line
+  `{"penstock_trace": 1, "block_tokens": 64}` may set how many tokens a block stands for (512 without it).
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ from typing import Any
 from penstock.core.traces.requests import TraceRequest
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+BURSTGPT_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens")
+"""Columns of the BurstGPT form that are read; it has others."""
 MOONCAKE_BLOCK_TOKENS = 512
+MAX_NAME = 256
+MAX_PRIORITY = 1 << 31
 MAX_TOKENS = 100_000_000
 """No engine takes a request of this size: a larger number is a damaged line, not a long prompt."""
 
@@ -30,6 +37,7 @@ class TraceFormat(StrEnum):
     """A written form of a trace."""
 
     AZURE_CSV = "Azure CSV"
+    BURSTGPT_CSV = "BurstGPT CSV"
     MOONCAKE_JSONL = "Mooncake JSONL"
     PENSTOCK_JSONL = "Penstock JSONL"
 
@@ -50,6 +58,10 @@ class BadLineError(ValueError):
         self.bad = bad
 
 
+class Unanswered(ValueError):
+    """The line is a request that failed where it was recorded: nobody knows how long its answer would have been."""
+
+
 class UnknownTraceError(ValueError):
     """The text is in none of the forms we read."""
 
@@ -62,20 +74,34 @@ class RawRequest:
     input_tokens: int
     output_tokens: int
     prefix_blocks: tuple[int, ...] = ()
+    tenant: str = ""
+    priority: int = 0
+    model: str = ""
 
     def since(self, start_s: float) -> TraceRequest:
         """The request with its arrival counted from `start_s` on the source's clock."""
-        return TraceRequest(self.time_s - start_s, self.input_tokens, self.output_tokens, self.prefix_blocks)
+        return TraceRequest(
+            self.time_s - start_s,
+            self.input_tokens,
+            self.output_tokens,
+            self.prefix_blocks,
+            self.tenant,
+            self.priority,
+            self.model,
+        )
 
 
 def detect_format(line: str) -> TraceFormat | None:
     """The form that `line` belongs to, or None when it belongs to none.
 
-    For the Azure form that line is the header; for the JSON forms it is any line.
+    For the CSV forms that line is the header; for the JSON forms it is any line.
     """
     text = line.lstrip("\ufeff").strip()
-    if tuple(cell.strip() for cell in text.split(",")) == AZURE_COLUMNS:
+    cells = tuple(cell.strip() for cell in text.split(","))
+    if cells == AZURE_COLUMNS:
         return TraceFormat.AZURE_CSV
+    if set(BURSTGPT_COLUMNS) <= set(cells):
+        return TraceFormat.BURSTGPT_CSV
     row = _json_object(text)
     if row is None:
         return None
@@ -92,6 +118,30 @@ def read_azure_line(text: str) -> RawRequest:
     return RawRequest(
         _utc_seconds(cells[0].strip()), _digits(cells[1], "ContextTokens"), _digits(cells[2], "GeneratedTokens")
     )
+
+
+def read_burstgpt_line(text: str, header: tuple[str, ...]) -> RawRequest:
+    """One data row of a BurstGPT CSV whose columns have these names.
+
+    Raises ValueError with the reason when it is not one, `Unanswered` when its request failed.
+    """
+    cells = text.split(",")
+    if len(cells) != len(header):
+        raise ValueError(f"has {len(cells)} columns; {','.join(header)} are expected")
+    row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+    if row["Response tokens"] in ("0", "0.0"):
+        raise Unanswered("Response tokens is 0: the request failed")
+    return RawRequest(
+        _seconds(row["Timestamp"], "Timestamp"),
+        _digits(row["Request tokens"].removesuffix(".0"), "Request tokens"),
+        _digits(row["Response tokens"].removesuffix(".0"), "Response tokens"),
+        model=row["Model"],
+    )
+
+
+def burstgpt_header(line: str) -> tuple[str, ...]:
+    """The names of a BurstGPT CSV's columns, from its first line."""
+    return tuple(cell.strip() for cell in line.lstrip("\ufeff").split(","))
 
 
 def read_mooncake_line(text: str) -> RawRequest:
@@ -116,7 +166,15 @@ def read_penstock_line(text: str, block_tokens: int) -> RawRequest:
         raise ValueError(
             f"prefix_blocks has {len(blocks)} ids of {block_tokens} tokens, more than the {tokens} input_tokens hold"
         )
-    return RawRequest(_milliseconds(row, "timestamp_ms"), tokens, _count(row, "output_tokens"), blocks)
+    return RawRequest(
+        _milliseconds(row, "timestamp_ms"),
+        tokens,
+        _count(row, "output_tokens"),
+        blocks,
+        _name(row, "tenant"),
+        _priority(row),
+        _name(row, "model"),
+    )
 
 
 def read_penstock_header(text: str) -> int | None:
@@ -177,6 +235,30 @@ def _milliseconds(row: dict[str, Any], key: str) -> float:
             f"{key} is {'missing' if key not in row else repr(value)}; milliseconds from the start are expected"
         )
     return value / 1000.0
+
+
+def _seconds(cell: str, key: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        raise ValueError(f"{key} is {cell!r}; seconds are expected") from None
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{key} is {cell!r}; seconds from 0 up are expected")
+    return value
+
+
+def _name(row: dict[str, Any], key: str) -> str:
+    value = row.get(key, "")
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise ValueError(f"{key} must be text of at most {MAX_NAME} characters")
+    return value
+
+
+def _priority(row: dict[str, Any]) -> int:
+    value = row.get("priority", 0)
+    if type(value) is not int or abs(value) >= MAX_PRIORITY:
+        raise ValueError(f"priority is {value!r}; a whole number is expected, a lower one goes first")
+    return value
 
 
 def _blocks(value: object, key: str) -> tuple[int, ...]:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from penstock.core.traces.formats import (
     AZURE_COLUMNS,
+    BURSTGPT_COLUMNS,
     BadLine,
     BadLineError,
     RawRequest,
     TraceFormat,
+    Unanswered,
     UnknownTraceError,
+    burstgpt_header,
     detect_format,
     read_azure_line,
+    read_burstgpt_line,
     read_mooncake_line,
     read_penstock_header,
     read_penstock_line,
@@ -31,6 +35,8 @@ class ParsedTrace:
     trace: Trace
     format: TraceFormat
     skipped: tuple[BadLine, ...]
+    unanswered: int = 0
+    """Requests left out because they failed where they were recorded, so that their length is not known."""
 
 
 def parse_trace(lines: Iterable[str], *, skip_bad: bool = False) -> ParsedTrace:
@@ -43,12 +49,14 @@ def parse_trace(lines: Iterable[str], *, skip_bad: bool = False) -> ParsedTrace:
     form, first = _find_form(numbered, look_ahead=_LOOK_AHEAD_LINES if skip_bad else 1)
     skipped = [BadLine(number, "stands before the first line of a form we know") for number, _ in numbered[:first]]
     block_tokens, body = _split_header(form, numbered[first:])
-    raw = list(_read_lines(body, _reader(form, block_tokens), skipped if skip_bad else None))
+    unanswered: list[int] = []
+    reader = _reader(form, block_tokens, numbered[first][1])
+    raw = list(_read_lines(body, reader, skipped if skip_bad else None, unanswered))
     if not raw:
         raise ValueError(f"holds no request ({form}, {len(skipped)} bad lines skipped)")
     raw.sort(key=lambda request: request.time_s)
-    start_s = raw[0].time_s
-    return ParsedTrace(Trace(tuple(request.since(start_s) for request in raw), block_tokens), form, tuple(skipped))
+    trace = Trace(tuple(request.since(raw[0].time_s) for request in raw), block_tokens)
+    return ParsedTrace(trace, form, tuple(skipped), len(unanswered))
 
 
 def _find_form(numbered: list[tuple[int, str]], look_ahead: int) -> tuple[TraceFormat, int]:
@@ -58,15 +66,16 @@ def _find_form(numbered: list[tuple[int, str]], look_ahead: int) -> tuple[TraceF
             return form, at
     raise UnknownTraceError(
         "is no trace in a form we know: expected an Azure CSV (header "
-        f"{','.join(AZURE_COLUMNS)}), a Mooncake JSONL (timestamp, input_length, output_length, hash_ids) or our "
-        "JSONL (timestamp_ms, input_tokens, output_tokens, prefix_blocks)"
+        f"{','.join(AZURE_COLUMNS)}), a BurstGPT CSV (header with {', '.join(BURSTGPT_COLUMNS)}), a Mooncake JSONL "
+        "(timestamp, input_length, output_length, hash_ids) or our JSONL (timestamp_ms, input_tokens, output_tokens, "
+        "prefix_blocks)"
     )
 
 
 def _split_header(form: TraceFormat, numbered: list[tuple[int, str]]) -> tuple[int, list[tuple[int, str]]]:
     """Tokens per block, and the lines that must be requests."""
     number, line = numbered[0]
-    if form is TraceFormat.AZURE_CSV:
+    if form in (TraceFormat.AZURE_CSV, TraceFormat.BURSTGPT_CSV):
         return DEFAULT_BLOCK_TOKENS, numbered[1:]
     try:
         block_tokens = read_penstock_header(line)
@@ -75,20 +84,28 @@ def _split_header(form: TraceFormat, numbered: list[tuple[int, str]]) -> tuple[i
     return (DEFAULT_BLOCK_TOKENS, numbered) if block_tokens is None else (block_tokens, numbered[1:])
 
 
-def _reader(form: TraceFormat, block_tokens: int) -> Callable[[str], RawRequest]:
+def _reader(form: TraceFormat, block_tokens: int, head: str) -> Callable[[str], RawRequest]:
     if form is TraceFormat.AZURE_CSV:
         return read_azure_line
+    if form is TraceFormat.BURSTGPT_CSV:
+        header = burstgpt_header(head)
+        return lambda line: read_burstgpt_line(line, header)
     if form is TraceFormat.MOONCAKE_JSONL:
         return read_mooncake_line
     return lambda line: read_penstock_line(line, block_tokens)
 
 
 def _read_lines(
-    lines: Iterable[tuple[int, str]], read: Callable[[str], RawRequest], skipped: list[BadLine] | None
+    lines: Iterable[tuple[int, str]],
+    read: Callable[[str], RawRequest],
+    skipped: list[BadLine] | None,
+    unanswered: list[int],
 ) -> Iterator[RawRequest]:
     for number, line in lines:
         try:
             yield read(line)
+        except Unanswered:
+            unanswered.append(number)
         except ValueError as error:
             bad = BadLine(number, str(error))
             if skipped is None:

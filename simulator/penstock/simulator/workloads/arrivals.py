@@ -13,7 +13,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ArrivalProcess", "arrivals", "diurnal", "spikes"]
+__all__ = ["ArrivalProcess", "Rate", "arrivals", "diurnal", "spikes"]
 
 Times = npt.NDArray[np.float64]
 Rate = Callable[[Times], Times]
