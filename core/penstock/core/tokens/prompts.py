@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 from penstock.core.tokens.errors import PromptError
 from penstock.core.tokens.requests import ChatPrompt, PromptRequest, TextOrIds
 from penstock.core.tokens.tokenizer import PromptTokenizer
@@ -34,8 +35,7 @@ class BlockNaming:
             raise ValueError(f"a block holds at least one token, got {self.size}")
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """One prompt as the engine will see it."""
 
     token_ids: Sequence[int]

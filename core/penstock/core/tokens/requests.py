@@ -1,7 +1,6 @@
 """What of a request's body decides its tokens: read once, checked, and nothing else looked at."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -17,8 +16,7 @@ TextOrIds = str | list[int]
 Side = Literal["left", "right"]
 
 
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
+class ChatPrompt(msgspec.Struct, frozen=True):
     """A chat completion's prompt."""
 
     messages: list[dict[str, Any]]
@@ -26,12 +24,11 @@ class ChatPrompt:
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """For the template: `chat_template_kwargs`, and what the request's `reasoning_effort` says."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptRequest:
+class PromptRequest(msgspec.Struct, frozen=True):
     """What one request's tokens and block hashes depend on."""
 
     model: str | None

@@ -7,12 +7,12 @@ the last message open, in the same way: a mark is rendered behind its text and e
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 from jinja2 import TemplateError as JinjaError
 from jinja2 import nodes
+from msgspec import Struct, field
 from penstock.core.tokens.errors import ModelFilesError, PromptError, TemplateError
 from penstock.core.tokens.sandbox import MAX_SIZE, ChatSandbox, Render, RenderLimit, check_size, current
 
@@ -25,8 +25,7 @@ Conversation = Sequence[Mapping[str, Any]]
 _MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
-@dataclass(frozen=True, slots=True)
-class ChatInput:
+class ChatInput(Struct, frozen=True):
     """What a template is given, as `messages.conversation` prepares it."""
 
     messages: Conversation
@@ -51,6 +50,8 @@ class ChatTemplate:
         try:
             self.content_format = detect_content_format(sandbox.parse(source))
             self._template = sandbox.from_string(source)
+            # They come as a chain of mappings, which every rendering walks in Python.
+            self._template.globals = dict(self._template.globals)
         except (JinjaError, RecursionError) as problem:
             raise ModelFilesError(f"the chat template is not valid jinja2: {problem}") from problem
 

@@ -8,6 +8,7 @@ makes the chain about as fast as SHA-256 itself.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 
 DEFAULT_SEED = "vllm-none-hash"
@@ -55,6 +56,7 @@ _tokens = _TokenTable()
 _PARENT = b"\x83\x58\x20"  # an array of three that begins with a byte string of 32
 
 
+@lru_cache(maxsize=64)
 def root_hash(seed: str = DEFAULT_SEED) -> bytes:
     """The parent of every first block: 32 bytes. `seed` is the engine's PYTHONHASHSEED where it has one."""
     return sha256(_cbor_text(seed)).digest()

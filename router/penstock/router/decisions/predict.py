@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from penstock.core.fleet import FleetView, Request, Roles, Slots
 from penstock.router.decisions.kv_memory import TYPICAL_OUTPUT, full_memory
@@ -67,8 +68,7 @@ class Side:
         return int(self.slots.size)
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Struct, frozen=True, eq=False):
     """What is predicted for each candidate of a side; arrays are (n,), money in USD (or ms, see `Side.priced`)."""
 
     hits: Floats | float

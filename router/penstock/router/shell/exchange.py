@@ -121,15 +121,27 @@ class Exchange:
         self._driver.begin(life)
 
     def start_described(self, prompts: "Prompts", *, chat: bool, seed: int) -> None:
-        """Begin once the prompt is known as well as it can be."""
-        self._driver.prepare(self._describe(prompts, chat, seed))
+        """Begin once the prompt is known as well as it can be: mostly at once."""
+        try:
+            request = prompts.describe_at_once(self._request, self._body, chat=chat)
+        except Exception:
+            self._not_described()
+            request = self._request
+        if request is None:
+            self._driver.prepare(self._describe(prompts, chat, seed))
+            return
+        self._request = request
+        self.start(seed)
 
     async def _describe(self, prompts: "Prompts", chat: bool, seed: int) -> None:
         try:
             self._request = await prompts.describe(self._request, self._body, chat=chat)
         except Exception:
-            self._gateway.log.exception("a prompt could not be described", extra={"request": self._request.id})
+            self._not_described()
         self.start(seed)
+
+    def _not_described(self) -> None:
+        self._gateway.log.exception("a prompt could not be described", extra={"request": self._request.id})
 
     def _do(self, action: Action) -> None:
         if isinstance(action, PassOn):

@@ -24,7 +24,7 @@ from penstock.core.tokens.requests import read_request
 from penstock.router.decisions.kv_index import Knowledge, RecentPicks
 from penstock.router.shell.kv_events import KvEvents
 from penstock.router.shell.settings import Settings
-from penstock.router.shell.tokens import Ask, EngineTokenizer, HitBooks, TokenService
+from penstock.router.shell.tokens import Ask, EngineTokenizer, HitBooks, Tokenized, TokenService
 
 log = logging.getLogger("penstock.router.prompts")
 
@@ -109,6 +109,8 @@ class Prompts:
         self._recent: dict[str, RecentPicks] = {}
         self._block_tokens: dict[str, int] = {}
         self._generations: dict[int, int] = {}
+        self._asks: dict[str, Ask] = {}
+        """By model, for as long as membership stands."""
         self._epoch = -1
         self._reporting: set[str] = set()
         self.books = HitBooks()
@@ -125,18 +127,20 @@ class Prompts:
     async def describe(self, request: Request, body: bytes, *, chat: bool) -> Request:
         """The request with its prompt's exact tokens and block hashes; as it was where they cannot be told."""
         self.follow(request.model)
-        naming = BlockNaming(self._block_tokens[request.model], self._settings.kv_hash_seed)
-        ask = Ask(request.model, naming, self._engines(request.model))
         try:
-            done = await self.tokens.tokenize(read_request(body, chat=chat), ask)
+            done = await self.tokens.tokenize(read_request(body, chat=chat), self._ask(request.model))
         except (PromptError, TokensUnknown) as problem:
-            log.debug("no tokens", extra={"request": request.id, "model": request.model, "problem": str(problem)})
-            return request
-        prompts = done.prompts
-        # A batch of prompts has no one prefix; its size is known all the same.
-        hashes = prompts[0].block_hashes if len(prompts) == 1 else ()
-        total = sum(prompt.tokens for prompt in prompts)
-        return replace(request, prompt_tokens=total, exact_tokens=True, block_hashes=hashes)
+            return _undescribed(request, problem)
+        return _described(request, done)
+
+    def describe_at_once(self, request: Request, body: bytes, *, chat: bool) -> Request | None:
+        """The same where nothing has to be waited for; `None` where something has: then `describe` it."""
+        self.follow(request.model)
+        try:
+            done = self.tokens.at_once(read_request(body, chat=chat), self._ask(request.model))
+        except (PromptError, TokensUnknown) as problem:
+            return _undescribed(request, problem)
+        return None if done is None else _described(request, done)
 
     def follow(self, model: str) -> None:
         """Let picks for this model see who has what cached."""
@@ -183,6 +187,7 @@ class Prompts:
         if tokens >= 1 and self._block_tokens.get(model) != tokens:
             self._block_tokens[model] = tokens
             self._recent.pop(model, None)
+            self._asks.pop(model, None)
 
     def sync(self) -> None:
         """Follow the fleet: forget what was remembered of workers that are gone. Cheap when nothing moved."""
@@ -195,6 +200,7 @@ class Prompts:
         if self._epoch == fleet.epoch:
             return
         self._epoch = fleet.epoch
+        self._asks = {}
         here = {slot: int(fleet.generation[slot]) for slot in fleet.workers().values()}
         for slot, generation in self._generations.items():
             if here.get(slot) != generation:
@@ -211,7 +217,24 @@ class Prompts:
         recent = self._recent[model] = RecentPicks(self._settings.kv_index_bytes // 4)
         self._fleet.index_by(model, _Known(model, self._events, recent), size)
 
-    def _engines(self, model: str) -> list[str]:
-        ready = self._fleet.view().ready(model)[:_ENGINES_ASKED]
-        workers = [self._fleet.worker(int(slot)) for slot in ready]
-        return [f"http://{w.host}:{w.port}" for w in workers]
+    def _ask(self, model: str) -> Ask:
+        """Whose tokens are wanted, and who may be asked for them."""
+        ask = self._asks.get(model)
+        if ask is None:
+            naming = BlockNaming(self._block_tokens[model], self._settings.kv_hash_seed)
+            ready = self._fleet.view().ready(model)[:_ENGINES_ASKED]
+            workers = [self._fleet.worker(int(slot)) for slot in ready]
+            ask = self._asks[model] = Ask(model, naming, [f"http://{w.host}:{w.port}" for w in workers])
+        return ask
+
+
+def _described(request: Request, done: Tokenized) -> Request:
+    # A batch of prompts has no one prefix; its size is known all the same.
+    hashes = done.prompts[0].block_hashes if len(done.prompts) == 1 else ()
+    total = sum([prompt.tokens for prompt in done.prompts])
+    return replace(request, prompt_tokens=total, exact_tokens=True, block_hashes=hashes)
+
+
+def _undescribed(request: Request, problem: Exception) -> Request:
+    log.debug("no tokens", extra={"request": request.id, "model": request.model, "problem": str(problem)})
+    return request

@@ -32,9 +32,9 @@ _TURNS: list[dict[str, Any]] = [
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tokenizer that may be the engine's."""
+    """A tokenizer that may be the engine's; `ids`: one that is never asked, since the client gave ids."""
 
-    source: Literal["files", "built-in"]
+    source: Literal["files", "built-in", "ids"]
     tokenizer: PromptTokenizer
 
 

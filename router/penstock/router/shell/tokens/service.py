@@ -12,11 +12,13 @@ import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from msgspec import Struct
+from msgspec.structs import replace
 from penstock.core.tokens.errors import ModelFilesError, PromptError, TokensUnknown
 from penstock.core.tokens.files import read_files
 from penstock.core.tokens.prompts import Adapter, BlockNaming, Prompt, prompts_of
@@ -74,8 +76,7 @@ class Ask:
     adapter: Adapter | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenized:
+class Tokenized(Struct, frozen=True):
     """A request's prompts, and who made them."""
 
     prompts: tuple[Prompt, ...]
@@ -130,6 +131,7 @@ class TokenService:
         self._loader = ThreadPoolExecutor(1, "tokens-load")
         self._busy = 0
         self._builtin = BuiltinTokenizer()
+        self._ids = Candidate("ids", self._builtin)
 
     async def close(self) -> None:
         """End loading and give the threads back."""
@@ -142,6 +144,35 @@ class TokenService:
 
     async def tokenize(self, request: PromptRequest, ask: Ask) -> Tokenized:
         """A request's prompts. Raises `PromptError` where engines would refuse it, else `TokensUnknown`."""
+        return self.at_once(request, ask) or await self._counted_later(request, ask)
+
+    def at_once(self, request: PromptRequest, ask: Ask) -> Tokenized | None:
+        """The same where nothing has to be waited for, which spares most requests a task; `None` where something has.
+
+        That is a thread for a long prompt, an engine's answer, or a choice of tokenizer that is to be made.
+        """
+        if request.characters > self._options.inline_characters:
+            return None
+        if _ids_only(request):
+            candidate = self._ids
+        else:
+            model = self._models.get(ask.model)
+            if model is None or model.choice is None or (model.task is None and self._aged(model)):
+                return None
+            self._models.move_to_end(ask.model)
+            found = model.choice.by_kind.get(kind_of(request))
+            if found is None:
+                return None
+            candidate = found
+        try:
+            prompts = prompts_of(request, candidate.tokenizer, ask.naming, self._now(), ask.adapter)
+        except TokensUnknown as unknown:
+            self.counts.unknown[ask.model, unknown.reason] += 1
+            raise
+        self.counts.tokenized[ask.model, candidate.source] += 1
+        return Tokenized(prompts, candidate.source)
+
+    async def _counted_later(self, request: PromptRequest, ask: Ask) -> Tokenized:
         try:
             done = await self._tokenize(request, ask)
         except TokensUnknown as unknown:
@@ -151,7 +182,7 @@ class TokenService:
         return done
 
     async def _tokenize(self, request: PromptRequest, ask: Ask) -> Tokenized:
-        if not isinstance(request.prompt, ChatPrompt) and not any(isinstance(p, str) for p in request.prompt):
+        if _ids_only(request):
             return Tokenized(await self._compute(request, ask, self._builtin), "ids")
         choice = await self._choice(ask)
         candidate = choice.by_kind.get(kind_of(request))
@@ -271,3 +302,8 @@ class TokenService:
                 log.info("no engine to compare with", extra={"model": ask.model, "problem": str(problem)})
                 return None
         return told
+
+
+def _ids_only(request: PromptRequest) -> bool:
+    """Whether the client gave ids, so that there is nothing to make into tokens."""
+    return not isinstance(request.prompt, ChatPrompt) and not any(isinstance(p, str) for p in request.prompt)
