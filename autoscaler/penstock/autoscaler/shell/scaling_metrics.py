@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+from penstock.autoscaler.decisions.guard import Refused
 from penstock.autoscaler.shell.scaling import Scaling
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _PREFIX = "penstock_autoscaler"
 _POOL = ("namespace", "deployment", "pool", "role", "accelerator", "worker_pool")
+_REASONS = ("ScaledOut", "ScaledIn", *(str(reason) for reason in Refused))
 _ROLE = ("namespace", "deployment", "role")
 
 
@@ -24,7 +26,8 @@ class ScalingCollector(Collector):
         decisions = CounterMetricFamily(
             f"{_PREFIX}_decisions", "Changes made, and changes refused by the guard, by reason.", labels=["reason"]
         )
-        for reason, number in sorted(self._scaling.decisions.items()):
+        # Shown as 0 before it first happens: Prometheus sees no increase in a series that begins at 1.
+        for reason, number in sorted((dict.fromkeys(_REASONS, 0) | self._scaling.decisions).items()):
             decisions.add_metric([reason], number)
         yield decisions
         failures = CounterMetricFamily(f"{_PREFIX}_failures", "Writes and cycles that failed.")

@@ -1,20 +1,25 @@
 """Counting without slowing down: plain integers on the hot path, Prometheus forms only at scrape time.
 
 `prometheus_client` takes a lock and walks labels for every observation, several microseconds each. A request
-here costs a few dict increments; `Collector` turns them into metric families when somebody scrapes.
+here costs a few dict increments; `Collector` turns them into metric families when somebody scrapes. What may go wrong
+with a served model is shown as 0 before it first happens: Prometheus sees no increase in a series that begins at 1.
 """
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from penstock.core.fleet import Fleet
+from penstock.core.fleet import Failure, Fleet, RejectReason
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector as PrometheusCollector
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Histogram bounds for times, from a cache hit on a small model to a long generation."""
+
+CODES = (200, 429, 499, 502, 503)
+"""Status codes shown before they first happen."""
+LEG_OUTCOMES = ("Held", "NothingHeld")
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
@@ -84,18 +89,24 @@ class Collector(PrometheusCollector):
 
     def _counted(self) -> Iterator[Family]:
         c = self._counters
-        yield _counter("requests", "Requests answered.", ("model", "policy", "code"), c.requests)
-        yield _counter("rejected", "Requests refused by the router itself.", ("model", "reason"), c.rejected)
-        yield _counter("retries", "Attempts that failed before their first byte.", ("model", "reason"), c.retries)
-        yield _counter("cut", "Responses that broke after their first byte.", ("model", "reason"), c.cut)
+        models = {self._fleet.worker(slot).model for slot in self._fleet.workers().values()}
+        asked = {(model, policy, code): 0 for model, policy, _ in list(c.requests) if model for code in CODES}
+        rejected = _zeros(models, RejectReason, c.rejected)
+        retries, cut = _zeros(models, Failure, c.retries), _zeros(models, Failure, c.cut)
+        yield _counter("requests", "Requests answered.", ("model", "policy", "code"), asked | c.requests)
+        yield _counter("rejected", "Requests refused by the router itself.", ("model", "reason"), rejected)
+        yield _counter("retries", "Attempts that failed before their first byte.", ("model", "reason"), retries)
+        yield _counter("cut", "Responses that broke after their first byte.", ("model", "reason"), cut)
         yield _counter("picks", "Picks by policy and reason.", ("policy", "reason"), c.picks)
         split = "Attempts of models with prefill and decode workers, by why their prompt was split or was not."
         yield _counter("splits", split, ("model", "reason"), c.splits)
         going_on = "Streams carried on by another worker after theirs was lost."
-        yield _counter("continued", going_on, ("model",), _single(c.continued))
-        yield _counter("prefill_legs", "Prefill legs by outcome.", ("model", "outcome"), c.legs)
+        yield _counter("continued", going_on, ("model",), _single(dict.fromkeys(models, 0) | c.continued))
+        legs = _zeros({model for model, _ in list(c.legs)}, LEG_OUTCOMES, c.legs)
+        yield _counter("prefill_legs", "Prefill legs by outcome.", ("model", "outcome"), legs)
         yield _counter("leases_ended", "Leases of gRPC picks, by how they ended.", ("model", "reason"), c.leases)
-        yield _counter("client_gone", "Requests whose client left.", ("model",), _single(c.client_gone))
+        gone = _single(dict.fromkeys(models, 0) | c.client_gone)
+        yield _counter("client_gone", "Requests whose client left.", ("model",), gone)
         yield _counter("upstream_connects", "Connections made to workers.", ("outcome",), _single(c.connects))
         yield _counter("connections", "Client connections accepted.", (), {(): c.accepted_connections})
         yield _counter("received_bytes", "Request body bytes received.", (), {(): c.received_bytes})
@@ -122,6 +133,14 @@ class Collector(PrometheusCollector):
             tokens.add_metric(values, float(fleet.outstanding_tokens[slot]))
             in_rotation.add_metric(values, float(slot in fleet.view().candidates(w.model)))
         yield from (flight, tokens, in_rotation)
+
+
+def _zeros(
+    models: Iterable[str], reasons: Iterable[str], counts: Mapping[tuple[str, str], int]
+) -> dict[tuple[str, str], int]:
+    """`counts`, and 0 for what has not happened yet."""
+    named = [str(reason) for reason in reasons]
+    return {(model, reason): 0 for model in models for reason in named} | dict(counts)
 
 
 def _single(counts: dict[str, int]) -> dict[tuple[object, ...], int]:
