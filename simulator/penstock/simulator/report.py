@@ -1,4 +1,7 @@
-"""The report of a run: what `penstock replay` reports, and what the cluster spent on it."""
+"""The report of a run: what `penstock replay` reports, how it bends with the objectives, its course, and what it took.
+
+In the replay's form, so that both can be laid side by side; what only the twin knows stands under `run`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from penstock.core.models.power import Phase
-from penstock.core.reports import Report, summarise
+from penstock.core.reports import Report, RequestCounts, Summary, Verdict
+from penstock.simulator.figures import Seen, attainment_curve, groups, intervals
+from penstock.simulator.outcomes import Outcomes
 
 if TYPE_CHECKING:
     from penstock.simulator.twin import Result
@@ -52,15 +58,82 @@ def account(workers: Sequence[TwinWorker], end_s: float) -> Resources:
 
 
 def make_report(result: Result, *, ttft_s: float, tpot_s: float, run: dict[str, Any] | None = None) -> Report:
-    """The report in the form of `penstock replay`; `run.resources` holds what was spent."""
+    """The report in the form of `penstock replay`. `run` gets what was spent (`resources`), attainment over scaled
+    objectives, the run's course in stretches of time, and figures by tenant and model where those have names."""
+    seen = Seen(result.outcomes)
+    workers = result.resources.total.workers
     facts = {
         **(run or {}),
         "virtual_seconds": result.end_s,
         "events": result.events,
         "engine_steps": result.steps,
         "resources": asdict(result.resources),
+        "rates": _rates(seen, result.end_s, ttft_s, tpot_s),
+        "attainment_by_scale": [asdict(point) for point in attainment_curve(seen, ttft_s, tpot_s)],
+        "timeline": [asdict(one) for one in intervals(seen, result.timeline, workers, ttft_s, tpot_s)],
+        "tenants": {name: asdict(one) for name, one in groups(seen, "tenant", ttft_s, tpot_s).items()},
+        "models": {name: asdict(one) for name, one in groups(seen, "model", ttft_s, tpot_s).items()},
     }
-    return summarise(result.outcomes, ttft_objective_s=ttft_s, tpot_objective_s=tpot_s, run=facts)
+    return _summarise(seen, ttft_s, tpot_s, facts)
+
+
+def _summarise(seen: Seen, ttft_s: float, tpot_s: float, run: dict[str, Any]) -> Report:
+    """What `penstock.core.reports.summarise` says of these outcomes, from their columns."""
+    outcomes, done = seen.outcomes, seen.completed
+    output, asked, prompt = (outcomes.counts(name) for name in ("output_tokens", "asked_tokens", "prompt_tokens"))
+    return Report(
+        requests=_counts(outcomes),
+        ttft_seconds=seen.summary(seen.ttft),
+        tpot_seconds=seen.summary(seen.tpot),
+        e2e_seconds=seen.summary(seen.e2e),
+        attainment=float(seen.meets(ttft_s, tpot_s).mean()) if len(outcomes) else None,
+        prefix_hit_ratio=_prefix_hit_ratio(seen),
+        duration_seconds=_duration(seen),
+        errors=_errors(outcomes),
+        prompt_tokens=int(prompt[done & (prompt > 0)].sum()),
+        output_tokens=int(output[done & (output > 0)].sum()),
+        short_outputs=int((done & (output >= 0) & (output < asked)).sum()),
+        schedule_lag_seconds=Summary.of(outcomes.times("lag_s")),
+        objectives={"ttft_seconds": ttft_s, "tpot_seconds": tpot_s},
+        run=run,
+    )
+
+
+def _counts(outcomes: Outcomes) -> RequestCounts:
+    completed, failed, rejected = (
+        int(outcomes.ended(verdict).sum()) for verdict in (Verdict.COMPLETED, Verdict.FAILED, Verdict.REJECTED)
+    )
+    return RequestCounts(len(outcomes), completed, failed, rejected)
+
+
+def _errors(outcomes: Outcomes) -> dict[str, int]:
+    counted = {kind: int(mask.sum()) for kind, mask in outcomes.labels("error").items() if kind}
+    return dict(sorted(counted.items(), key=lambda item: -item[1]))
+
+
+def _prefix_hit_ratio(seen: Seen) -> float | None:
+    prompt, cached = (seen.outcomes.counts(name) for name in ("prompt_tokens", "cached_tokens"))
+    told = seen.completed & (prompt > 0) & (cached >= 0)
+    total = int(prompt[told].sum())
+    return int(cached[told].sum()) / total if total else None
+
+
+def _duration(seen: Seen) -> float:
+    if not len(seen.sent):
+        return 0.0
+    return float((seen.sent + np.nan_to_num(seen.e2e)).max() - seen.sent.min())
+
+
+def _rates(seen: Seen, end_s: float, ttft_s: float, tpot_s: float) -> dict[str, float | None]:
+    """Per second of the whole run; goodput counts the requests that met both objectives."""
+    if not end_s:
+        return {"completed_per_s": None, "goodput_per_s": None, "output_tokens_per_s": None}
+    output = seen.output_tokens[seen.completed & (seen.output_tokens > 0)]
+    return {
+        "completed_per_s": float(seen.completed.sum()) / end_s,
+        "goodput_per_s": float(seen.meets(ttft_s, tpot_s).sum()) / end_s,
+        "output_tokens_per_s": float(output.sum()) / end_s,
+    }
 
 
 def _use(members: Sequence[TwinWorker], end_s: float) -> ClassUse:
