@@ -26,9 +26,13 @@ NAME = "scaling"
 MODEL = "e2e/scaling-8b"
 ACCELERATOR = "a100-80g"
 SYSTEM = "penstock-system"
-LEAST, MOST, BUDGET = 1, 8, 8
+LEAST, MOST = 1, 8
 TTFT_S, TPOT_S, ATTAINMENT = 2.0, 0.1, 0.95
-PROMPT, OUTPUT = 3000, 30
+STATIC_SHARE = 0.7
+"""Accelerator-hours may be at most this share of those of the most workers all the time."""
+PROMPT = 3000
+SEQUENCES = 6
+"""What one engine runs at once: so few that output tokens fill a worker that decodes, not the cores below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +44,22 @@ class Shape:
     disaggregation: str
     rate: float
     """Requests per second of 1x."""
-    static_share: float
-    """Accelerator-hours may be at most this share of those of the most workers all the time."""
+    output: int
+    """Tokens of an answer."""
+    budget: int
+    """Accelerators."""
+    args: tuple[str, ...] = ()
+    """Of the engine."""
 
     @property
     def worker_pools(self) -> tuple[str, ...]:
         return tuple(f"{NAME}-{name}-{ACCELERATOR}" for name, _ in self.pools)
 
 
-TOGETHER = Shape((("serve", "PrefillDecode"),), "Never", 2.0, 0.7)
+TOGETHER = Shape((("serve", "PrefillDecode"),), "Never", 2.0, 30, 8)
 """1x is two thirds of what one worker serves within the objectives."""
-APART = Shape((("prefill", "Prefill"), ("decode", "Decode")), "Always", 3.0, 0.7)
-"""1x is what two workers prefill; the one that decodes stays all the time, so less can be saved."""
+APART = Shape((("prefill", "Prefill"), ("decode", "Decode")), "Always", 3.0, 90, 14, (f"--max-num-seqs={SEQUENCES}",))
+"""1x is what two workers prefill and one decodes."""
 STEPS = ((180.0, 1), (180.0, 4), (240.0, 1))
 """Seconds, and the factor on the rate."""
 SETTLING_S = 60.0
@@ -65,6 +73,7 @@ ENGINE = {
         "adapter": "Simulated",
         "image": "penstock/simulated-engine:0.1.0",
         "simulation": {"startup": "30s"},
+        "args": ["--enable-faults"],
     },
 }
 FAST_WINDOWS = {"--time-scale": "0.2", "--scrape-interval": "2s", "--cycle-interval": "2s"}
@@ -78,28 +87,28 @@ def manifest(shape: Shape) -> Object:
         "metadata": {"name": NAME, "namespace": "default"},
         "spec": {
             "model": {"name": MODEL, "architecture": {"name": "meta-llama/Llama-3.1-8B-Instruct"}},
-            "engine": {"className": "slow-start"},
+            "engine": {"className": "slow-start", "args": list(shape.args)},
             "objectives": {"ttft": "2s", "tpot": "100ms"},
             "disaggregation": shape.disaggregation,
             "pools": [
                 {"name": name, "role": role, "acceleratorClasses": [ACCELERATOR], "replicas": replicas}
                 for name, role in shape.pools
             ],
-            "autoscaling": {"mode": "Auto", "budget": {"maxAccelerators": BUDGET}},
+            "autoscaling": {"mode": "Auto", "budget": {"maxAccelerators": shape.budget}},
         },
     }
 
 
-def requests(rate: float) -> Trace:
-    """Independent arrivals at `rate` per second times the factor of each step."""
+def requests(shape: Shape, steps: tuple[tuple[float, int], ...] = STEPS) -> Trace:
+    """Independent arrivals at the shape's rate times the factor of each step."""
     chance = random.Random(11)
     made: list[TraceRequest] = []
     start = 0.0
-    for seconds, factor in STEPS:
-        at = start + chance.expovariate(rate * factor)
+    for seconds, factor in steps:
+        at = start + chance.expovariate(shape.rate * factor)
         while at < start + seconds:
-            made.append(TraceRequest(at, chance.randint(PROMPT // 2, PROMPT * 3 // 2), OUTPUT))
-            at += chance.expovariate(rate * factor)
+            made.append(TraceRequest(at, chance.randint(PROMPT // 2, PROMPT * 3 // 2), shape.output))
+            at += chance.expovariate(shape.rate * factor)
         start += seconds
     return Trace(tuple(made))
 
@@ -175,7 +184,7 @@ def shape(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Shape]:
 @pytest.mark.box
 @pytest.mark.timeout(1500)
 def test_workers_follow_the_load(cluster: Cluster, shape: Shape) -> None:
-    trace = requests(shape.rate)
+    trace = requests(shape)
     with watching(cluster, shape.worker_pools) as watcher, load(cluster, trace, MODEL) as running:
         pass
     outcomes = running.outcomes()
@@ -185,12 +194,13 @@ def test_workers_follow_the_load(cluster: Cluster, shape: Shape) -> None:
     met = sum(o.meets(TTFT_S, TPOT_S) for o in settled)
     assert met >= ATTAINMENT * len(settled), f"{met} of {len(settled)} met the objectives; {watcher.looks[::20]}"
     moved_out_and_in(watcher)
+    in_proportion(watcher)
     assert all(LEAST <= count <= MOST for _, wanted, _, _ in watcher.looks for count in wanted), watcher.looks
-    assert all(held <= BUDGET for _, _, _, held in watcher.looks), watcher.looks
+    assert all(held <= shape.budget for _, _, _, held in watcher.looks), watcher.looks
     peak = max(held for _, _, _, held in watcher.looks)
     seconds = watcher.looks[-1][0] - watcher.looks[0][0]
     share = watcher.worker_seconds() / (peak * seconds)
-    assert share <= shape.static_share, f"{share:.2f} of the accelerator-hours of {peak} workers all the time"
+    assert share <= STATIC_SHARE, f"{share:.2f} of the accelerator-hours of {peak} workers all the time"
     explained(cluster, watcher)
 
 
@@ -205,13 +215,26 @@ def settling(at: float) -> bool:
 
 
 def moved_out_and_in(watcher: Watcher) -> None:
+    """Every pool grew for the step and shrank after it."""
     first = STEPS[0][0]
     second = first + STEPS[1][0]
-    before = max(sum(wanted) for at, wanted, _, _ in watcher.looks if SETTLING_S < at < first)
-    during = max(sum(wanted) for at, wanted, _, _ in watcher.looks if first < at < second)
-    after = sum(watcher.looks[-1][1])
-    assert during >= before + 2, f"{before} workers wanted before the step, {during} during it"
-    assert after < during, f"{after} workers wanted at the end, {during} at the peak"
+    for number, pool in enumerate(watcher.pools):
+        before = max(wanted[number] for at, wanted, _, _ in watcher.looks if SETTLING_S < at < first)
+        during = max(wanted[number] for at, wanted, _, _ in watcher.looks if first < at < second)
+        after = watcher.looks[-1][1][number]
+        assert during > before, f"{pool}: {before} workers wanted before the step, {during} during it"
+        assert after < during, f"{pool}: {after} workers wanted at the end, {during} at the peak"
+
+
+def in_proportion(watcher: Watcher) -> None:
+    """Prefill and decode keep the ratio they have at the peak, to within one worker of either."""
+    if len(watcher.pools) < 2:
+        return
+    peak = max((wanted for _, wanted, _, _ in watcher.looks), key=sum)
+    ratio = peak[0] / peak[1]
+    for at, (prefill, decode), _, _ in watcher.looks:
+        least, most = ratio * (decode - 1) - 1, ratio * (decode + 1) + 1
+        assert least <= prefill <= most, f"{prefill}:{decode} wanted at {at:.0f} s, {peak} at the peak"
 
 
 def explained(cluster: Cluster, watcher: Watcher) -> None:
@@ -229,3 +252,44 @@ def explained(cluster: Cluster, watcher: Watcher) -> None:
     missing = [change for change in changes if not any(change in note for note in notes)]
     # Two changes within one look are seen as one.
     assert len(missing) <= len(changes) // 4, f"changes without an Event: {missing}; {notes}"
+
+
+BLIND_STEPS = ((60.0, 3), (240.0, 1))
+BLIND_S = 120.0
+
+
+@pytest.mark.box
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shape", [TOGETHER], ids=["together"], indirect=True)
+def test_who_sees_nothing_takes_nothing_away(cluster: Cluster, shape: Shape) -> None:
+    """The load falls while no worker answers for its metrics: it is said, and nobody goes until they answer again."""
+    (pool,) = shape.worker_pools
+
+    def wanted() -> int:
+        return int(cluster.get("wpool", pool)["spec"]["replicas"])
+
+    with load(cluster, requests(shape, BLIND_STEPS), MODEL) as running:
+        wait_for("workers are added", lambda: wanted() >= 3, 60)
+        time.sleep(max(0.0, BLIND_STEPS[0][0] - running.now()))
+        before = wanted()
+        fault(cluster, "no-metrics")
+        end, said = time.monotonic() + BLIND_S, ""
+        while time.monotonic() < end:
+            time.sleep(2)
+            fault(cluster, "no-metrics")  # Those that have started since then too.
+            assert wanted() >= before, "workers were taken away though nobody knew the load"
+            degraded = cluster.condition(NAME, "Degraded")
+            said = said or (degraded.get("message", "") if degraded.get("status") == "True" else "")
+        assert "not known" in said or "is known from" in said, f"Degraded said: {said!r}"
+        fault(cluster, "none")
+        wait_for("workers go once the load is known", lambda: wanted() < before, 180)
+        wait_for("all is well again", lambda: cluster.condition(NAME, "Degraded").get("status") != "True", 60)
+        running.stop()
+    assert all(o.verdict is Verdict.COMPLETED for o in running.outcomes()), describe(running.outcomes())
+
+
+def fault(cluster: Cluster, text: str) -> None:
+    """Have every worker that answers go wrong, or be well, in this way."""
+    for pod in cluster.ready_workers(NAME):
+        path = f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}:8000/proxy/faults"
+        cluster.kubectl("create", "--raw", path, "-f", "-", stdin=text)
