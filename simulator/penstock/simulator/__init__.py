@@ -4,6 +4,7 @@
 on a virtual clock. Nothing here may read a clock, open a socket or import a shell.
 """
 
+from penstock.simulator.faults import Fault, LostEvents, Partition, Slow, Throttle, Timeouts
 from penstock.simulator.links import Level, Link, Topology
 from penstock.simulator.placement import plan_workers
 from penstock.simulator.report import Resources, make_report
@@ -24,16 +25,22 @@ from penstock.simulator.twin import Result, Twin, simulate
 __all__ = [
     "ENDLESS",
     "Crash",
+    "Fault",
     "FirstToken",
     "Impossible",
     "Level",
     "Link",
+    "LostEvents",
     "NodeGroup",
+    "Partition",
     "PoolSpec",
     "Resources",
     "Result",
     "Scenario",
+    "Slow",
     "StartUp",
+    "Throttle",
+    "Timeouts",
     "Topology",
     "Twin",
     "WorkerSpec",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.core.engine import EngineConfig
+from penstock.core.engine import BatchScheduler, EngineConfig
 from penstock.core.fleet import Role
 from penstock.core.models import (
     Accelerator,
@@ -72,7 +72,7 @@ def _group_workers(
         return memory.reason
     if degrees.accelerators > group.accelerators:
         return f"a worker needs {degrees.accelerators} {accelerator.name}, a node has {group.accelerators}"
-    config = _config(scenario, memory.kv_capacity_tokens, context, block_size, budget, scenario.max_num_seqs)
+    config = _config(scenario, None, memory.kv_capacity_tokens, context, block_size)
     profile = scenario.profile or resolve_profile(scenario.model, accelerator, degrees)
     return [
         WorkerSpec(
@@ -134,14 +134,13 @@ def _place(
     memory = fit(scenario.model, accelerator, degrees, context, max_batched_tokens=budget)
     if not memory.fits:
         raise Impossible(f"pool {pool.name}: {memory.reason}")
-    seqs = pool.max_num_seqs or scenario.max_num_seqs
     return WorkerSpec(
         f"{pool.name}-{replica}",
         taken[0].name,
         accelerator,
         degrees,
-        _config(scenario, memory.kv_capacity_tokens, context, block_size, budget, seqs),
-        scenario.profile or resolve_profile(scenario.model, accelerator, degrees),
+        _config(scenario, pool, memory.kv_capacity_tokens, context, block_size),
+        pool.profile or scenario.profile or resolve_profile(scenario.model, accelerator, degrees),
         pool.role,
         pool.name,
         tuple(node.number for node in taken),
@@ -178,15 +177,21 @@ def _left(nodes: list[_Node]) -> str:
 
 
 def _config(
-    scenario: Scenario, memory_tokens: int, context: int, block_size: int, budget: int, seqs: int
+    scenario: Scenario, pool: PoolSpec | None, memory_tokens: int, context: int, block_size: int
 ) -> EngineConfig:
+    """The limits of an engine: the pool's where it has its own, else the scenario's."""
+    own = pool or PoolSpec("every worker", Role.PREFILL_DECODE, "", Parallelism(), 0)
+    scheduler = own.scheduler or scenario.scheduler
     return EngineConfig(
         num_blocks=_num_blocks(scenario, memory_tokens, context, block_size),
         block_size=block_size,
-        max_num_batched_tokens=budget,
-        max_num_seqs=seqs,
+        max_num_batched_tokens=own.max_num_batched_tokens or scenario.max_num_batched_tokens,
+        max_num_seqs=own.max_num_seqs or scenario.max_num_seqs,
         max_model_len=context,
         enable_prefix_caching=scenario.prefix_caching,
+        scheduler=scheduler,
+        max_stalls=scenario.max_stalls if scheduler is BatchScheduler.PREFILL_FIRST else None,
+        mixed_pass_factor=scenario.mixed_pass_factor,
     )
 
 

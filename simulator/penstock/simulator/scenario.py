@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from penstock.core.engine import EngineConfig
+from penstock.core.engine import BatchScheduler, EngineConfig
 from penstock.core.fleet import Role
 from penstock.core.models import (
     Accelerator,
@@ -20,6 +20,7 @@ from penstock.core.models import (
 from penstock.router.decisions.policies import DEFAULT_POLICY
 from penstock.router.decisions.retries import RetryLimits
 from penstock.router.decisions.split import SplitLimits
+from penstock.simulator.faults import Crash, Fault, Timeouts
 from penstock.simulator.links import Link, Topology
 from penstock.simulator.startup import StartUp
 
@@ -46,15 +47,6 @@ class NodeGroup:
     """On each node."""
 
 
-@dataclass(frozen=True, slots=True)
-class Crash:
-    """A worker's engine dies; its container restarts by itself."""
-
-    at_s: float
-    worker: int
-    """Its number, from 0, in the order of node groups."""
-
-
 class FirstToken(StrEnum):
     """Whose first token the client sees where prefill and decode are apart."""
 
@@ -76,6 +68,7 @@ class PoolSpec:
     replicas: int
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
+    scheduler: BatchScheduler | None = None
     profile: LatencyProfile | None = None
     """None: the scenario's, or else the catalogue's."""
 
@@ -106,6 +99,10 @@ class Scenario:
     """None: the trace's prefix blocks where it has any, else 16."""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
+    scheduler: BatchScheduler = BatchScheduler.STALL_FREE
+    max_stalls: int | None = None
+    """As `EngineConfig` has it, for every worker; so is the next."""
+    mixed_pass_factor: float | None = None
     prefix_caching: bool = True
     profile: LatencyProfile | None = None
     """Of every worker, in place of the catalogue's."""
@@ -130,6 +127,9 @@ class Scenario:
     max_in_flight: int = 1024
     retries: RetryLimits = field(default_factory=RetryLimits)
     crashes: tuple[Crash, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    """What goes wrong besides."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
     seed: int = 0
     walk: bool = False
     """Take every decode step singly. Slower, with the same outcome; there to check that it is the same."""

@@ -6,14 +6,24 @@ then the last one, as in life, where a batch changes between two steps only.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from penstock.core.engine import BlockEvent, Engine, Finished, Sequence, Span, Step
-from penstock.simulator.events import STEP_ENDED, WAKE, EventQueue
+from penstock.core.engine import BlockEvent, Engine, Finished, Sequence, Span, Step, Transfer
+from penstock.simulator.events import LEASE, STEP_ENDED, WAKE, EventQueue
 from penstock.simulator.meter import Meter
 from penstock.simulator.scenario import WorkerSpec
 
-__all__ = ["Listener", "TwinWorker"]
+__all__ = ["Listener", "Lost", "TwinWorker"]
+
+
+class Lost(NamedTuple):
+    """A sequence that was in an engine when it died."""
+
+    id: str
+    generated: int
+    """Output tokens it had given."""
+    cached_tokens: int
+    """Prompt tokens it had found in the engine's cache."""
 
 
 class Listener(Protocol):
@@ -31,13 +41,17 @@ class Listener(Protocol):
         """A worker's cache has changed."""
         ...
 
+    def wanted(self, worker: TwinWorker, transfer: Transfer, now: float) -> None:
+        """A sequence has blocks for a prompt that another worker computed; answer with `remote`."""
+        ...
+
 
 class TwinWorker:
     """An engine that is driven by events. `number` is its place among the workers, from 0."""
 
     __slots__ = (
-        "_began", "_events", "_flight", "_listener", "_run", "_steps", "_version", "_waking", "alive", "engine",
-        "forgetting", "meter", "number", "slot", "spec", "steps_before", "walk",
+        "_aborts", "_began", "_events", "_flight", "_lease_at", "_listener", "_run", "_speed", "_steps", "_version",
+        "_waking", "alive", "engine", "forgetting", "life", "meter", "number", "slot", "spec", "steps_before", "walk",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +61,9 @@ class TwinWorker:
         self._events, self._listener = events, listener
         self.meter = Meter(spec.accelerator, spec.parallelism)
         self.alive = True
+        self.life = 0
+        """Which engine this is: counts crashes."""
+        self._speed = 1.0, 1.0  # Slowdown and clock.
         self.engine = Engine(spec.config, spec.profile)
         self.steps_before = 0  # Steps of engines that crashed here.
         self._flight: Step | None = None
@@ -55,29 +72,70 @@ class TwinWorker:
         self._began = 0.0
         self._version = 0  # Events of older versions are void.
         self._waking = False
+        self._lease_at: float | None = None  # When it looks for leases that have ended.
+        self._aborts: list[str] = []  # To be done when the step that is running has ended.
         self.forgetting = False
         """Whether its cache may lose blocks in the present run, which `settle` tells."""
 
-    def submit(self, sequence: Sequence, now: float) -> None:
-        """Queue a sequence. Raises ValueError as `Engine.add` does."""
-        self.engine.add(sequence, now)
+    def submit(self, sequence: Sequence, now: float, remote_tokens: int | None = None) -> None:
+        """Queue a sequence, whose first `remote_tokens` come from another worker. ValueError as `Engine.add` has it."""
+        if remote_tokens is None:
+            self.engine.add(sequence, now)
+        else:
+            self.engine.admit_with_remote_kv(sequence, remote_tokens, now)
+        self._look_up(now)
+
+    def remote(self, sequence_id: str, arrived: bool, now: float) -> None:
+        """The KV of a sequence that `wanted` it is here, or will not come."""
+        if arrived:
+            self.engine.remote_kv_arrived(sequence_id)
+        else:
+            self.engine.remote_kv_failed(sequence_id)
+        self._look_up(now)
+
+    def release(self, sequence_id: str, now: float) -> bool:
+        """Another worker has the blocks that a prefill leg left here. False when their lease is over."""
+        self.engine.expire(now)
+        released = self.engine.release(sequence_id)
+        self._look_up(now)
+        return released
+
+    def abort(self, sequence_id: str, now: float) -> None:
+        """End a sequence that nobody waits for, once the step that is running has ended."""
+        self._aborts.append(sequence_id)
         if self._run is not None:
             self._cut(self._run, now)
         elif self._flight is None:
+            self._abort_now(now)
             self._wake_at(now)
 
-    def crash(self, now: float) -> tuple[str, ...]:
-        """Lose the engine and all it holds: the ids of the sequences that were in it."""
+    def set_speed(self, slowdown: float, clock: float, now: float) -> None:
+        """Be as fast as this from the next step on (see `Engine.set_speed`)."""
         self.settle(now)
-        lost = tuple(active.id for active in self.engine.living())
+        self._speed = slowdown, clock
+        self.engine.set_speed(slowdown, clock)
+        if self._run is not None:
+            self._cut(self._run, now)
+
+    def generated(self) -> dict[str, int]:
+        """Output tokens of every sequence in the engine; `settle` it first."""
+        return {active.id: active.generated for active in self.engine.living()}
+
+    def crash(self, now: float) -> tuple[Lost, ...]:
+        """Lose the engine and all it holds: the sequences that were in it."""
+        self.settle(now)
+        lost = tuple(Lost(active.id, active.generated, active.cached_tokens) for active in self.engine.living())
         if self._flight is not None or self._run is not None:
             prompt = self._flight.prompt_tokens if self._flight is not None else 0
             self.meter.pass_over(prompt, (now - self._began) * 1e3)
         self.steps_before += self.engine.stats().steps
         self.engine = Engine(self.spec.config, self.spec.profile)
+        self.engine.set_speed(*self._speed)
         self._flight = self._run = None
         self.forgetting = False
+        self._aborts.clear()
         self._version += 1
+        self.life += 1
         self.alive = False
         return lost
 
@@ -113,6 +171,13 @@ class TwinWorker:
             busy, joules = busy + now - self._began, joules + self.meter.draw(prompt) * (now - self._began)
         return busy, joules + self.meter.idle_watts * (now - busy)
 
+    def _look_up(self, now: float) -> None:
+        """Something has changed that the next step may heed."""
+        if self._run is not None:
+            self._cut(self._run, now)
+        elif self._flight is None:
+            self._wake_at(now)
+
     def _wake_at(self, now: float) -> None:
         """Look round once everything of this instant has happened."""
         if not self._waking:
@@ -134,6 +199,29 @@ class TwinWorker:
         if step is not None:
             self._flight = step
             self._end_after(step.duration_ms)
+        elif len(self.engine.leases):
+            self._wake_for_lease()
+        if self.engine.scheduler.transfers:
+            for transfer in self.engine.take_transfers():
+                self._listener.wanted(self, transfer, now)
+
+    def _wake_for_lease(self) -> None:
+        """Look round when the next lease ends: somebody may wait for its blocks."""
+        at = self.engine.next_wakeup()
+        if at is not None and (self._lease_at is None or at < self._lease_at):
+            self._lease_at = at
+            self._events.at(at, LEASE, self.number, self._lease_over)
+
+    def _lease_over(self, now: float, _: int) -> None:
+        if self._lease_at is not None and now >= self._lease_at:
+            self._lease_at = None
+        if self._run is None and self._flight is None:
+            self._wake_at(now)
+
+    def _abort_now(self, now: float) -> None:
+        for name in self._aborts:
+            self.engine.abort(name, now)
+        self._aborts.clear()
 
     def _end_after(self, milliseconds: float) -> None:
         self._version += 1
@@ -152,6 +240,8 @@ class TwinWorker:
             self._end_run(self._run, now)
         elif self._flight is not None:
             self._end_step(self._flight, now)
+        if self._aborts:
+            self._abort_now(now)
         if self._events.alone(now) and not self._waking:
             self._wake(now, 0)
         else:
@@ -172,7 +262,7 @@ class TwinWorker:
         outputs = self.engine.complete(step, now)
         if outputs.events:
             self._listener.cached(self.slot, outputs.events)
-        if step.prompt_tokens:
+        if step.prompt_tokens or step.admitted:
             for token in outputs.tokens:
                 if not token.number:
                     self._listener.began(token.id, now)
