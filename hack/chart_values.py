@@ -153,6 +153,15 @@ class Autoscaler(Role):
     """Factor on the windows of scaling, for simulated engines that run faster or slower than real ones."""
 
 
+class Sidecar(Values):
+    """The sidecar of decode workers: runs prefill and decode legs for those who pick over gRPC or through Envoy."""
+
+    enabled: bool = True
+    """Whether new decode workers get one; those that run keep what they have."""
+    repository: str = "penstock/sidecar"
+    """Image, below `image.registry`. Pull secrets are the engine class's."""
+
+
 class VllmEngine(Values):
     """EngineClass `vllm`."""
 
@@ -297,6 +306,8 @@ class ChartValues(Values):
     """The router: the OpenAI gateway in front of all workers."""
     autoscaler: Autoscaler = Field(default_factory=Autoscaler)
     """The autoscaler: signals of the workers as metrics, plans in status, and in mode Auto the workers' number."""
+    sidecar: Sidecar = Field(default_factory=Sidecar)
+    """The sidecar of decode workers: runs prefill and decode legs for those who pick over gRPC or through Envoy."""
     engines: Engines = Field(default_factory=Engines)
     """EngineClasses that come with the chart."""
     accelerator_classes: AcceleratorClasses = Field(default_factory=AcceleratorClasses)

@@ -225,6 +225,17 @@ def test_named_namespaces_mean_roles_in_exactly_those(helm: Path) -> None:
         assert "--watch-namespaces=chat,code" in args
 
 
+def test_the_operator_is_told_the_sidecars_image(helm: Path) -> None:
+    def told(*settings: str) -> list[str]:
+        deployment = of_kind(rendered(helm, *settings), "Deployment")["penstock-operator"]
+        return [flag for flag in container(deployment)["args"] if flag.startswith("--sidecar-image")]
+
+    assert told("--set", "image.registry=mirror.example.org/team,image.tag=1.2.3") == [
+        "--sidecar-image=mirror.example.org/team/penstock/sidecar:1.2.3"
+    ]
+    assert told("--set", "sidecar.enabled=false") == ["--sidecar-image="]
+
+
 def test_nobody_may_touch_secrets_or_everything(helm: Path) -> None:
     for each in rendered(helm):
         for rule in each.get("rules", ()):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from penstock.api import AcceleratorClass, EngineClass, PerformanceProfile
 from penstock.operator.decisions.desired import desired
+from penstock.operator.decisions.naming import digest
 from penstock.operator.decisions.observed import Cluster, Observed
 from penstock.operator.decisions.reading import read_deployment, read_node, read_pod, read_pool, read_replica_set
 from penstock.operator.decisions.writes import Apply, Delete, Desired, Ref, Scale, Write
@@ -44,13 +45,16 @@ class World:
     """What a dry run of any pod is answered with; empty: it passes."""
     refusals: dict[str, str] = field(default_factory=dict)
     drained: bool = False
+    sidecar_image: str = ""
+    services: dict[str, str] = field(default_factory=dict)
+    """What the operator remembers of the Services it applied."""
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # -- what users and other controllers do
 
     def create(self, kind: str, name: str, body: Mapping[str, Any], **metadata: Any) -> dict[str, Any]:
         number = next(self._ids)
-        group = {"Pod": "v1", "Node": "v1", "ConfigMap": "v1", "ReplicaSet": "apps/v1"}
+        group = {"Pod": "v1", "Node": "v1", "ConfigMap": "v1", "Service": "v1", "ReplicaSet": "apps/v1"}
         stored = {
             "apiVersion": group.get(kind, "penstock.dev/v1alpha1"),
             "kind": kind,
@@ -149,6 +153,8 @@ class World:
             },
             refusals=dict(self.refusals),
             drain_current=self.drained,
+            sidecar_image=self.sidecar_image,
+            services=dict(self.services),
         )
 
     def reconcile(self, name: str = "llama") -> Desired:
@@ -266,6 +272,8 @@ class World:
             return
         if ref.kind == "ConfigMap":
             self.drained = True
+        if ref.kind == "Service":
+            self.services[ref.name] = digest(write.body)
         if known is None:
             metadata = {key: value for key, value in body.pop("metadata").items() if key != "name"}
             self._check(body.get("spec", {}))

@@ -24,6 +24,7 @@ from penstock.workers.decisions.adapters import (
 )
 from penstock.workers.decisions.adapters.arguments import OWNED, flags_of, merge
 from penstock.workers.decisions.adapters.sources import resolve_source
+from penstock.workers.shell.sidecar.options import parse_options as parse_sidecar_options
 from penstock.workers.shell.simulated.options import parse_options
 
 PROFILE = LatencyProfile((10.0, 0.05, 0.0), (8.0, 0.1, 0.0001), ProfileSource.CATALOGUE, "a test")
@@ -61,12 +62,56 @@ CASES = {
         "vLLM",
         spec(parallelism=ONE, model_uri="oci://registry.example/llama:70b", image_pull_secrets=["pull"]),
     ),
+    "vllm-decode-sidecar": (
+        "vLLM",
+        spec(role="Decode", sidecar_image="penstock/sidecar:0.1.0", prefill_service="prefill-0123456789abcdef"),
+    ),
     "simulated-serve": ("Simulated", spec(image="penstock/simulated-engine:0.1.0", time_scale=0.1, startup_s=2)),
     "simulated-decode": (
         "Simulated",
         spec(image="penstock/simulated-engine:0.1.0", role="Decode", accelerator_resource=None, parallelism=ONE),
     ),
 }
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("role", ["Prefill", "Decode", "PrefillDecode"])
+def test_decode_workers_alone_have_a_sidecar(adapter: str, role: str):
+    image = "penstock/sidecar:1"
+    pod = render(adapter, spec(role=role, sidecar_image=image))["spec"]
+    assert [c["image"] for c in pod.get("initContainers", ())] == ([image] if role == "Decode" else [])
+    assert "initContainers" not in render(adapter, spec(role=role))["spec"]
+
+
+def test_the_sidecar_says_goodbye_last():
+    """A native sidecar is ended after the engine, whose drain waits for what the sidecar still has."""
+    template = render("vLLM", spec(role="Decode", sidecar_image="s:1", port=9000))
+    (sidecar,) = template["spec"]["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+    assert [port["containerPort"] for port in sidecar["ports"]] == [9001, 9002]
+    hook = template["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook[-2:] == ["--sidecar-port", "9002"]
+
+
+def test_the_sidecars_arguments_are_ones_it_takes():
+    """What the pod says and what the process reads, held together."""
+    worker = spec(role="Decode", sidecar_image="s:1", prefill_service="prefill-ab", kv_lease_s=12)
+    (sidecar,) = render("vLLM", worker)["spec"]["initContainers"]
+    options = parse_sidecar_options(sidecar["args"], {})
+    assert (options.port, options.metrics_port, options.engine_port, options.kv_lease) == (8001, 8002, 8000, 12)
+    assert options.prefill_service == ("prefill-ab", 8000)
+
+
+def test_a_sidecar_image_is_no_part_of_kv_compatibility():
+    assert kv_compatibility_hash(spec(role="Decode", sidecar_image="s:1")) == kv_compatibility_hash(
+        spec(role="Prefill")
+    )
+
+
+def test_a_port_without_room_for_the_sidecar_is_refused():
+    with pytest.raises(AdapterError, match="65534"):
+        spec(role="Decode", sidecar_image="s:1", port=65534)
+    assert spec(role="Decode", port=65534)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -67,10 +67,13 @@ def fake() -> Iterator[FakeEngine]:
 class Drain:
     """The script as a process, from the text that goes into the ConfigMap."""
 
-    def __init__(self, folder: Path, port: int, idle: float = 0.3, deadline: float = 20.0) -> None:
+    def __init__(
+        self, folder: Path, port: int, idle: float = 0.3, deadline: float = 20.0, sidecar: int | None = None
+    ) -> None:
         file = folder / "drain.py"
         file.write_text(drain_script())
         flags = ["--port", str(port), "--idle-s", str(idle), "--deadline-s", str(deadline), "--period-s", "0.03"]
+        flags += ["--sidecar-port", str(sidecar)] if sidecar else []
         # A proxy in the environment must not be asked for the local engine.
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(file), *flags],
@@ -128,6 +131,39 @@ def test_a_dead_engine_is_not_waited_for(fake: FakeEngine, tmp_path: Path):
 
 def test_a_deadline_that_is_over_is_heeded_at_once(tmp_path: Path):
     assert "gave up" in Drain(tmp_path, 1, idle=60, deadline=0).said()
+
+
+@pytest.fixture
+def sidecar() -> Iterator[FakeEngine]:
+    """The sidecar's metrics page."""
+    beside = FakeEngine()
+    beside.page = "penstock_workers_sidecar_in_flight_requests 0.0\n"
+    yield beside
+    beside.close()
+
+
+def test_a_request_that_only_the_sidecar_has_yet_is_waited_for(fake: FakeEngine, sidecar: FakeEngine, tmp_path: Path):
+    """Its prompt is being computed elsewhere, for longer than an idle worker is waited for."""
+    sidecar.page = "# TYPE penstock_workers_sidecar_in_flight_requests gauge\n" + sidecar.page.replace("0.0", "1.0")
+    drain = Drain(tmp_path, fake.port, sidecar=sidecar.port)
+    wait_for_looks(fake, 25)
+    assert drain.process.poll() is None
+    sidecar.page = sidecar.page.replace("1.0", "0.0")
+    assert "idle for" in drain.said()
+
+
+@pytest.mark.parametrize(("page", "status"), [("", 200), ("busy", 503)])
+def test_a_sidecar_that_cannot_be_read_counts_as_work(
+    fake: FakeEngine, sidecar: FakeEngine, tmp_path: Path, page: str, status: int
+):
+    sidecar.page, sidecar.status = page, status
+    said = Drain(tmp_path, fake.port, idle=0.2, deadline=0.8, sidecar=sidecar.port).said()
+    assert "gave up" in said and "sidecar" in said
+
+
+def test_a_sidecar_that_is_gone_is_not_waited_for(fake: FakeEngine, sidecar: FakeEngine, tmp_path: Path):
+    sidecar.close()
+    assert "idle for" in Drain(tmp_path, fake.port, sidecar=sidecar.port).said()
 
 
 def test_series_without_labels_are_read_as_well():

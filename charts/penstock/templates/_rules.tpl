@@ -27,6 +27,10 @@ Server-side apply of an object that may not exist yet needs create beside patch.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, patch]
+# The headless Services of prefill workers; likewise.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

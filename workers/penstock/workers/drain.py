@@ -16,6 +16,7 @@ from pathlib import Path
 
 RUNNING = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 FINISHED = "vllm:request_success_total"
+SIDECAR = "penstock_workers_sidecar_in_flight_requests"
 ENGINE_MARKS = (b"vllm", b"penstock.workers.simulated")
 MAX_BODY = 8 << 20
 REFUSALS = 3  # polls in a row that find nobody listening: the engine is gone, and with it the work
@@ -42,6 +43,30 @@ def read_load(text: str) -> tuple[float, float] | None:
         elif name == FINISHED:
             finished += value
     return (busy, finished) if len(present) == len(RUNNING) else None
+
+
+def read_sidecar(text: str) -> float | None:
+    """Requests the P/D sidecar has under way, also where the prompt is still computed elsewhere; None: unsaid."""
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == SIDECAR:
+            try:
+                return float(value)
+            except ValueError:
+                return None
+    return None
+
+
+def sidecar_load(port: int | None, timeout_s: float) -> float | None:
+    """As `read_sidecar` of the sidecar on that port; 0 where there is none, or it is gone and its requests with it."""
+    if port is None:
+        return 0.0
+    try:
+        return read_sidecar(fetch(port, timeout_s))
+    except ConnectionRefusedError:
+        return 0.0
+    except (OSError, http.client.HTTPException):
+        return None
 
 
 def fetch(port: int, timeout_s: float) -> str:
@@ -79,13 +104,18 @@ class Watch:
         self.refused = 0
         self.last = "nothing seen yet"
 
-    def saw(self, load: tuple[float, float] | None, now: float) -> None:
-        """Note one page's load; an unreadable page counts as work, since missing data is not zero."""
+    def saw(self, load: tuple[float, float] | None, now: float, beside: float | None = 0.0) -> None:
+        """Note one page's load; an unreadable page counts as work, since missing data is not zero.
+
+        `beside`: requests in the sidecar, which the engine may not have seen yet; None counts as work too.
+        """
         self.refused = 0
-        if load is None:
-            self.busy_until, self.last = now, "the metrics page lacks the request gauges"
+        if load is None or beside is None:
+            whose = "metrics page" if load is None else "sidecar's metrics page"
+            self.busy_until, self.last = now, f"the {whose} lacks the request gauges"
             return
         busy, finished = load
+        busy = max(busy, beside)
         if busy > 0 or (self.finished is not None and finished != self.finished):
             self.busy_until = now
         self.finished = finished
@@ -97,13 +127,15 @@ class Watch:
         self.refused = self.refused + 1 if isinstance(error, ConnectionRefusedError) else 0
 
 
-def drain(port: int, idle_s: float, deadline_s: float, period_s: float = 0.5) -> str:
+def drain(port: int, idle_s: float, deadline_s: float, period_s: float = 0.5, sidecar_port: int | None = None) -> str:
     """Wait; returns the sentence that says why waiting ended."""
     started = time.monotonic()
     watch = Watch(started)
     while True:
         try:
-            watch.saw(read_load(fetch(port, timeout_s=max(1.0, period_s))), time.monotonic())
+            timeout_s = max(1.0, period_s)
+            beside = sidecar_load(sidecar_port, timeout_s)
+            watch.saw(read_load(fetch(port, timeout_s)), time.monotonic(), beside)
         except (OSError, http.client.HTTPException) as error:
             watch.failed(error, time.monotonic())
         now = time.monotonic()
@@ -123,10 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--idle-s", type=float, default=5.0, help="seconds without work that count as idle")
     parser.add_argument("--deadline-s", type=float, default=90.0, help="seconds after which to stop waiting")
     parser.add_argument("--period-s", type=float, default=0.5, help="seconds between two looks")
+    parser.add_argument("--sidecar-port", type=int, help="metrics port of the P/D sidecar; left out: there is none")
     options = parser.parse_args(argv)
     try:
         log(f"waiting for {options.idle_s:.1f} s without work, at most {options.deadline_s:.1f} s")
-        log(drain(options.port, options.idle_s, options.deadline_s, options.period_s))
+        log(drain(options.port, options.idle_s, options.deadline_s, options.period_s, options.sidecar_port))
     except Exception as error:  # the hook must never fail a goodbye
         log(f"stopped: {error!r}")
     return 0

@@ -42,6 +42,7 @@ def table(venv: str, extra: Mapping[str, tuple[str, ...]] | None = None) -> dict
         "penstock/router": "penstock.router",
         "penstock/autoscaler": "penstock.autoscaler",
         "penstock/simulated-engine": "penstock.workers.simulated",
+        "penstock/sidecar": "penstock.workers.sidecar",
     }
     images = [BoxImage(name, ("python", "-m", module), ROLE_USER, role_env) for name, module in modules.items()]
     images.append(BoxImage("penstock/toolbox", ("/bin/sh",), 0, (("PATH", path), ("HOME", "/root"))))

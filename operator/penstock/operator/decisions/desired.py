@@ -16,6 +16,7 @@ from penstock.operator.decisions.events import transitions
 from penstock.operator.decisions.health import PoolHealth, health_of
 from penstock.operator.decisions.observed import Observed, Pool
 from penstock.operator.decisions.pairs import check_pairs, keepers
+from penstock.operator.decisions.peers import service_writes
 from penstock.operator.decisions.plan import Plan, PoolPlan, make_plan
 from penstock.operator.decisions.pools import Said, events, pool_writes, removals
 from penstock.operator.decisions.refusal import Refusal
@@ -57,7 +58,7 @@ def desired(seen: Observed, failure: str = "") -> Desired:
         leaving=tuple(pool.meta.name for pool in _unwanted(seen, found.plan)),
         failure=failure or foreign,
     )
-    writes = (*found.writes, *(write for state in states for write in state.writes))
+    writes = (*found.writes, *service_writes(seen), *(write for state in states for write in state.writes))
     said = (*found.said, *(said for state in states for said in state.said), *leaving.said)
     statuses = _statuses(seen, states, health, found.plan, summary)
     return Desired(

@@ -40,6 +40,14 @@ def drain_config_map_name(deployment: str) -> str:
     return f"{deployment}-drain"
 
 
+def prefill_service_name(deployment: str, kv_hash: str) -> str:
+    """Name of the headless Service of a deployment's prefill workers of one hash.
+
+    A Service's name is shorter than a deployment's may be, and must begin with a letter: a digest fits always.
+    """
+    return f"prefill-{digest([deployment, kv_hash])[:16]}"
+
+
 def pool_labels(deployment: str, pool: str, role: str, accelerator: str) -> dict[str, str]:
     """Labels of a WorkerPool; with the revision also those of its ReplicaSets and pods."""
     return {
@@ -94,6 +102,7 @@ __all__ = [
     "owner_reference",
     "pool_labels",
     "pool_selector",
+    "prefill_service_name",
     "replica_set_name",
     "revision_of",
     "worker_pool_name",

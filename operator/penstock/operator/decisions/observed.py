@@ -97,6 +97,8 @@ class ReplicaSet:
     replicas: int
     failure: str
     """Message of its condition ReplicaFailure; empty where pods can be made."""
+    kv_hash: str = ""
+    """KV-compatibility hash of its pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +172,7 @@ class Observed:
     """Whether the drain script is known to be in place."""
     endpoint: str = ""
     """Base address of the OpenAI endpoint; empty where the operator was not told."""
+    sidecar_image: str = ""
+    """Image of the P/D sidecar for decode workers; empty: they get none."""
+    services: Mapping[str, str] = field(default_factory=dict)
+    """Services known to be in place: name to digest of what was applied."""

@@ -244,6 +244,7 @@ def _fitting(
         parallelism=shape.parallelism,
         profile=profile,
         kv_capacity_tokens=capacity,
+        sidecar_image=seen.sidecar_image,
     )
     return inputs, why
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from penstock.api import ModelDeploymentSpec
-from penstock.api.base import LABEL_REVISION
+from penstock.api.base import ANNOTATION_KV_HASH, LABEL_REVISION
 from penstock.operator.decisions.observed import Deployment, Meta, Node, Pod, Pool, Raw, ReplicaSet
 from penstock.operator.decisions.times import epoch
 from penstock.operator.decisions.writes import Ref
@@ -52,12 +52,14 @@ def read_pool(stored: Raw) -> Pool:
 
 
 def read_replica_set(stored: Raw) -> ReplicaSet:
-    """A ReplicaSet, without its template: the revision stands for it."""
+    """A ReplicaSet; of its template only the revision and the hash that says who its pods' peers are."""
     meta = read_meta(stored)
     conditions = (stored.get("status") or {}).get("conditions") or ()
     failure = next((c.get("message", "") for c in conditions if _holds(c, "ReplicaFailure")), "")
-    replicas = (stored.get("spec") or {}).get("replicas", 1)
-    return ReplicaSet(meta, meta.labels.get(LABEL_REVISION, ""), int(replicas), failure)
+    spec = stored.get("spec") or {}
+    template = (spec.get("template") or {}).get("metadata") or {}
+    kv_hash = (template.get("annotations") or {}).get(ANNOTATION_KV_HASH, "")
+    return ReplicaSet(meta, meta.labels.get(LABEL_REVISION, ""), int(spec.get("replicas", 1)), failure, kv_hash)
 
 
 def read_pod(stored: Raw) -> Pod:

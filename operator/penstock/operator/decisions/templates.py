@@ -7,14 +7,14 @@ an operator that renders differently after an upgrade finds the hash unchanged a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.api import AcceleratorClass, EngineClass, ModelDeploymentSpec, Reason, Role
 from penstock.core.models import Parallelism
 from penstock.operator.decisions.engines import Engine
 from penstock.operator.decisions.merge import merged
-from penstock.operator.decisions.naming import digest, drain_config_map_name, revision_of
+from penstock.operator.decisions.naming import digest, drain_config_map_name, prefill_service_name, revision_of
 from penstock.operator.decisions.profiles import Profile
 from penstock.operator.decisions.refusal import Refusal
 from penstock.workers.decisions.adapters import AdapterError, WorkerSpec, kv_compatibility_hash, render
@@ -33,6 +33,7 @@ class Inputs:
     parallelism: Parallelism
     profile: Profile
     kv_capacity_tokens: int | None
+    sidecar_image: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Template:
 def inputs_hash(inputs: Inputs) -> str:
     """Hash of what the user and the platform gave. Defaults are left out, so that a new field of ours changes nothing.
 
+    The sidecar's image is left out, being of our release: a `helm upgrade` rolls no worker.
     Figures of the catalogue and the roofline are left out as well: they are ours, and mending one rolls no worker.
     """
     spec, engine = inputs.spec, inputs.engine_class.spec
@@ -74,8 +76,9 @@ def make_template(inputs: Inputs) -> Template:
     """Render and merge. Raises `Refusal` where the adapter or the merged pod says no."""
     worker = _worker(inputs)
     try:
-        template: Any = render(str(inputs.engine_class.spec.adapter), worker)
         kv_hash = kv_compatibility_hash(worker)
+        worker = replace(worker, prefill_service=prefill_service_name(inputs.deployment, kv_hash))
+        template: Any = render(str(inputs.engine_class.spec.adapter), worker)
     except AdapterError as error:
         raise Refusal(Reason.INVALID_ENGINE_ARGS, str(error)) from error
     for over in inputs.engine.pod_templates:
@@ -112,6 +115,7 @@ def _worker(inputs: Inputs) -> WorkerSpec:
             kv_capacity_tokens=inputs.kv_capacity_tokens,
             time_scale=simulation.time_scale_factor if simulation else 1.0,
             startup_s=simulation.startup_seconds if simulation else 0.0,
+            sidecar_image=inputs.sidecar_image,
         )
     except AdapterError as error:
         raise Refusal(Reason.INVALID_ENGINE_ARGS, str(error)) from error

@@ -56,6 +56,7 @@ class Operator:
             metrics=metrics,
             holds=self._holds,
             endpoint=settings.endpoint,
+            sidecar_image=settings.sidecar_image,
         )
         self._elected = self._leader.elected if settings.leader_election else asyncio.Event()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.operator.decisions.desired import REFUSED_RETRY_S, desired
+from penstock.operator.decisions.naming import digest
 from penstock.operator.decisions.observed import Observed
 from penstock.operator.decisions.writes import Apply, Delete, Desired, Scale, Write
 from penstock.operator.shell.kube import ApiError, Kube, Unreachable
@@ -22,8 +23,8 @@ from penstock.operator.shell.recorder import Recorder
 from penstock.operator.shell.store import KINDS, Store
 
 DRAIN_FRESH_S = 300.0
-"""How long the drain script counts as in place after it was written: its ConfigMap is not watched (that would take
-the right to read every ConfigMap)."""
+"""How long the drain script and Services count as in place after they were written: they are not watched (that would
+take the right to read every ConfigMap and Service)."""
 REFUSING = frozenset({400, 403, 413, 422})
 """Answers that say something about the object, not about the moment."""
 ATTEMPTS = 3
@@ -48,6 +49,8 @@ class _Memory:
     drain_at: float | None = None
     refusals: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Revision to when and why the API server refused its pod."""
+    services: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """Service to when it was applied, and the digest of what was."""
 
 
 class Reconciler:
@@ -63,6 +66,7 @@ class Reconciler:
         metrics: Metrics,
         holds: Callable[[], bool],
         endpoint: str = "",
+        sidecar_image: str = "",
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._kube = kube
@@ -72,6 +76,7 @@ class Reconciler:
         self._metrics = metrics
         self._holds = holds
         self._endpoint = endpoint
+        self._sidecar_image = sidecar_image
         self._wall = wall
         self._memory: dict[Key, _Memory] = {}
 
@@ -129,7 +134,16 @@ class Reconciler:
         memory.refusals = {r: said for r, said in memory.refusals.items() if now - said[0] < REFUSED_RETRY_S}
         fresh = memory.drain_at is not None and now - memory.drain_at < DRAIN_FRESH_S
         refusals = {revision: said for revision, (_, said) in memory.refusals.items()}
-        return self._store.observe(key, now=now, refusals=refusals, drain=fresh, endpoint=self._endpoint)
+        memory.services = {name: put for name, put in memory.services.items() if now - put[0] < DRAIN_FRESH_S}
+        return self._store.observe(
+            key,
+            now=now,
+            refusals=refusals,
+            drain=fresh,
+            endpoint=self._endpoint,
+            sidecar_image=self._sidecar_image,
+            services={name: what for name, (_, what) in memory.services.items()},
+        )
 
     async def _carry_out(self, key: Key, seen: Observed, wanted: Desired) -> float | None:
         for write in wanted.writes:
@@ -183,3 +197,5 @@ class Reconciler:
                     self._store.put(kind, stored)
                 if write.ref.kind == "ConfigMap":
                     self._memory[key].drain_at = self._wall()
+                elif write.ref.kind == "Service":
+                    self._memory[key].services[write.ref.name] = (self._wall(), digest(write.body))

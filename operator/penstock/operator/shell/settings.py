@@ -29,6 +29,8 @@ class Settings:
     """Reconciles at the same time, of different deployments."""
     endpoint: str
     """Base address of the OpenAI endpoint, to be shown in status; empty: not shown."""
+    sidecar_image: str
+    """Image of the P/D sidecar that decode workers get; empty: none."""
     identity: str
     log_level: str
 
@@ -59,6 +61,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     parser.add_argument("--metrics-port", type=int, default=default("metrics-port", "9090"))
     parser.add_argument("--workers", type=int, default=default("workers", "8"), help="reconciles at the same time")
     parser.add_argument("--endpoint", default=default("endpoint", ""), help="OpenAI base address shown in status")
+    parser.add_argument(
+        "--sidecar-image", default=default("sidecar-image", ""), help="P/D sidecar of decode workers; empty: none"
+    )
     parser.add_argument("--log-level", choices=LEVELS, default=default("log-level", "info"))
     given = parser.parse_args(arguments)
     if given.workers < 1:
@@ -72,6 +77,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         metrics_port=given.metrics_port,
         workers=given.workers,
         endpoint=given.endpoint,
+        sidecar_image=given.sidecar_image,
         identity=identity,
         log_level=given.log_level,
     )

@@ -125,7 +125,15 @@ class Store:
         return list(self._objects[DEPLOYMENTS.kind])
 
     def observe(
-        self, key: Key, *, now: float, refusals: Mapping[str, str], drain: bool, endpoint: str
+        self,
+        key: Key,
+        *,
+        now: float,
+        refusals: Mapping[str, str],
+        drain: bool,
+        endpoint: str,
+        sidecar_image: str = "",
+        services: Mapping[str, str] | None = None,
     ) -> Observed | None:
         """Everything one reconcile may know; None where the deployment is gone."""
         entry = self._objects[DEPLOYMENTS.kind].get(key)
@@ -148,6 +156,8 @@ class Store:
             refusals=refusals,
             drain_current=drain,
             endpoint=endpoint,
+            sidecar_image=sidecar_image,
+            services=services or {},
         )
 
     def _read(self, kind: Kind, stored: Mapping[str, Any]) -> Any:

@@ -31,4 +31,6 @@ def drain_hook(spec: WorkerSpec) -> dict[str, Any]:
     # -I -S: neither the engine's environment nor its site packages may change what the script does.
     command = ["python3", "-I", "-S", f"{DRAIN_MOUNT}/{DRAIN_FILE}", "--port", str(spec.port)]
     command += ["--idle-s", f"{spec.drain_idle_s:g}", "--deadline-s", f"{spec.drain_deadline_s:g}"]
+    if spec.has_sidecar:
+        command += ["--sidecar-port", str(spec.sidecar_port + 1)]
     return {"exec": {"command": command}}

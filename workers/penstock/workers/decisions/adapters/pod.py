@@ -12,9 +12,11 @@ from typing import Any
 
 from penstock.workers.decisions.adapters.compatibility import kv_compatibility_hash
 from penstock.workers.decisions.adapters.goodbye import drain_hook, drain_mount, drain_volume
+from penstock.workers.decisions.adapters.sidecar import sidecar_container
 from penstock.workers.decisions.adapters.spec import WorkerSpec
 
 CONTAINER = "engine"
+KV_HASH = "penstock.dev/kv-hash"
 USER_ID = 65532
 """Engines' images mostly default to root, which the restricted standard refuses: name a user instead."""
 
@@ -51,7 +53,7 @@ def pod_template(spec: WorkerSpec, engine: EngineContainer) -> dict[str, Any]:
         **_probes(spec, engine.probe_period_s),
         "lifecycle": {"preStop": drain_hook(spec)},
         "resources": _resources(spec, engine),
-        "securityContext": _container_security(engine.read_only_root),
+        "securityContext": container_security(read_only_root=engine.read_only_root),
         "volumeMounts": [drain_mount(), *engine.mounts],
     }
     if spec.image_pull_policy:
@@ -70,11 +72,17 @@ def pod_template(spec: WorkerSpec, engine: EngineContainer) -> dict[str, Any]:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+    if spec.has_sidecar:
+        pod["initContainers"] = [sidecar_container(spec, container_security(read_only_root=True))]
     if spec.node_selector:
         pod["nodeSelector"] = dict(spec.node_selector)
     if spec.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in spec.image_pull_secrets]
-    return {"metadata": {"annotations": _annotations(spec)}, "spec": pod}
+    metadata: dict[str, Any] = {"annotations": _annotations(spec)}
+    if spec.transfers_kv:
+        # As a label too: the prefill workers' Service selects by it.
+        metadata["labels"] = {KV_HASH: metadata["annotations"][KV_HASH]}
+    return {"metadata": metadata, "spec": pod}
 
 
 def pod_env() -> list[dict[str, Any]]:
@@ -121,7 +129,7 @@ def _annotations(spec: WorkerSpec) -> dict[str, str]:
         "penstock.dev/parallelism": json.dumps(
             {k: v for k, v in sizes.items() if v != 1 or k == "tensor"}, separators=(",", ":")
         ),
-        "penstock.dev/kv-hash": kv_compatibility_hash(spec),
+        KV_HASH: kv_compatibility_hash(spec),
     }
 
 
@@ -153,7 +161,8 @@ def _resources(spec: WorkerSpec, engine: EngineContainer) -> dict[str, Any]:
     return {name: amounts for name, amounts in resources.items() if amounts}
 
 
-def _container_security(read_only_root: bool) -> dict[str, Any]:
+def container_security(*, read_only_root: bool) -> dict[str, Any]:
+    """What the restricted pod security standard asks of a container."""
     context: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     if read_only_root:
         context["readOnlyRootFilesystem"] = True

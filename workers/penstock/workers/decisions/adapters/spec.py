@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from penstock.core.models import LatencyProfile, Parallelism
 
 ROLES = ("Prefill", "Decode", "PrefillDecode")
+MAX_PORT = 65535
 DRAIN_MARGIN_S = 5.0
 """Seconds between the drain's last moment and the engine's own shutdown window: room for a SIGTERM to arrive."""
 
@@ -71,6 +72,10 @@ class WorkerSpec:
     """PersistentVolumeClaim for downloaded weights; None: an emptyDir that dies with the pod."""
     kv_lease_s: float = 30.0
     """How long a prefill worker keeps a finished prompt's blocks for its decode leg."""
+    sidecar_image: str = ""
+    """Image of the P/D sidecar, which stands before a Decode worker's engine; empty: none does."""
+    prefill_service: str = ""
+    """Headless Service of the prefill workers of the same deployment and KV-compatibility hash."""
 
     # Only the simulated engine reads what follows.
     profile: LatencyProfile | None = None
@@ -98,6 +103,8 @@ class WorkerSpec:
                 f"a grace period of {self.grace_s:g} s leaves {self.drain_deadline_s:g} s to drain, less than the "
                 f"{self.drain_idle_s:g} s a worker must be idle; raise terminationGracePeriod in the engine class"
             )
+        if self.has_sidecar and self.sidecar_port + 1 > MAX_PORT:
+            raise AdapterError(f"port {self.port} leaves no room for the sidecar's two after it; choose a lower one")
         if self.time_scale <= 0:
             raise AdapterError(f"a time scale of {self.time_scale:g} would stop time; use a number above 0")
 
@@ -105,6 +112,16 @@ class WorkerSpec:
     def transfers_kv(self) -> bool:
         """Whether the worker's role hands KV blocks over or takes them."""
         return self.role != "PrefillDecode"
+
+    @property
+    def has_sidecar(self) -> bool:
+        """Whether the pod has a P/D sidecar."""
+        return self.role == "Decode" and bool(self.sidecar_image)
+
+    @property
+    def sidecar_port(self) -> int:
+        """Where the sidecar takes requests; the port after it has its metrics."""
+        return self.port + 1
 
     @property
     def drain_idle_s(self) -> float:
