@@ -12,7 +12,7 @@ TEST_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test test-unit test-cluster test-full lint format types bench e2e mutate generate generate-check binaries wheel clean
+.PHONY: help setup up down test test-unit test-cluster test-full lint format types bench e2e fuzz mutate generate generate-check binaries wheel clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ e2e: setup binaries ## the long scenarios: traffic, faults, rolls, each in a box
 
 bench: setup ## every benchmark against its baseline
 	@set -e; for benchmark in benchmarks/*/run.py; do echo "bench: $$benchmark"; $(PY) $$benchmark $(ARGS); done
+
+fuzz: setup ## throw ten minutes of what nobody thought of at a router's events, gRPC and gateway (ARGS="--seconds 60")
+	@nice -n 10 $(PY) hack/fuzz.py $(ARGS)
 
 mutate: setup ## would the tests notice a change in picks and guard? (20 min each; ARGS="--sample 50")
 	@set -e; for target in picks guard; do echo "mutate: $$target"; nice -n 10 $(PY) hack/mutate.py $$target $(ARGS); done

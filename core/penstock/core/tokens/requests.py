@@ -88,7 +88,7 @@ def read_request(body: bytes | bytearray | memoryview, *, chat: bool) -> PromptR
     """
     try:
         return _chat(_chats.decode(body)) if chat else _completion(_completions.decode(body))
-    except (msgspec.MsgspecError, RecursionError) as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise PromptError(f"the request's body cannot be read: {problem}") from problem
 
 

@@ -190,6 +190,7 @@ _run_array_batch: msgspec.msgpack.Decoder[ChangeBatch] = msgspec.msgpack.Decoder
 _map_event: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _array_event: msgspec.msgpack.Decoder[_ArrayEvent] = msgspec.msgpack.Decoder(_ArrayEvent)
 _encoder = msgspec.msgpack.Encoder()
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 def decode_batch(payload: bytes) -> EventBatch:
@@ -197,7 +198,7 @@ def decode_batch(payload: bytes) -> EventBatch:
     try:
         batch = _new_batch.decode(payload)
         return EventBatch(batch.ts, batch.events, batch.data_parallel_rank)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return _decode_any_form(payload)
 
 
@@ -206,7 +207,7 @@ def decode_changes(payload: bytes) -> ChangeBatch:
     for decoder in (_run_batch, _run_array_batch):
         try:
             return decoder.decode(payload)
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             continue
     batch = decode_batch(payload)
     return ChangeBatch(batch.ts, batch.events, batch.data_parallel_rank)
@@ -223,7 +224,7 @@ def _decode_any_form(payload: bytes) -> EventBatch:
     try:
         raw = (_raw_array if _is_array(payload) else _raw_map).decode(payload)
         events = [_decode_event(bytes(event)) for event in raw.events]
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise WireError(f"a KV event batch of {len(payload)} bytes cannot be read: {error}") from error
     return EventBatch(raw.ts, events, raw.data_parallel_rank)
 

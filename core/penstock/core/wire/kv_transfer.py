@@ -72,7 +72,7 @@ def strip_transfer_params(body: bytes) -> bytes:
         return body
     try:
         fields = _fields.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(f"the request body is not a JSON object: {error}") from error
     found = fields.pop(FIELD, None) is not None
     extra = _extra_arguments(fields.get(_EXTRA))
@@ -86,5 +86,5 @@ def _extra_arguments(raw: msgspec.Raw | None) -> dict[str, msgspec.Raw] | None:
         return None
     try:
         return _fields.decode(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None  # not an object: the engine will say so

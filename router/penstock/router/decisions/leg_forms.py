@@ -46,7 +46,8 @@ def can_split(body: bytes) -> bool:
     prompt computed where they are read. A body of an odd form is left whole: the engine says what is wrong with it.
     """
     try:
-        form = _form.decode(body)
+        # The form passes over names it does not know, but the legs are made of all of them.
+        form = _form.decode(body if body.isascii() else body.decode())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     if not (_is_one_prompt(bytes(form.prompt)) or bytes(form.messages)[:1] == b"["):

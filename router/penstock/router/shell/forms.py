@@ -11,6 +11,7 @@ from http import HTTPStatus
 
 import msgspec
 from penstock.core import wire
+from penstock.core.wire import WireError
 
 _ABSENT = msgspec.Raw()
 DEFAULT_MAX_TOKENS = 256
@@ -86,11 +87,17 @@ def _invalid(problem: str) -> Fault:
     return Fault(400, f"Invalid request: {problem}.", "invalid_type", param=param)
 
 
-def strip_transfer_params(body: bytes, envelope: Envelope) -> bytes:
-    """`core.wire`'s, spared the search through a body whose envelope shows that there is nothing to find."""
+def strip_transfer_params(body: bytes, envelope: Envelope) -> bytes | Fault:
+    """`core.wire`'s, spared the search through a body whose envelope shows that there is nothing to find.
+
+    A fault where fields that the envelope passes over cannot be read.
+    """
     if envelope.kv_transfer_params is _ABSENT and envelope.vllm_xargs is _ABSENT:
         return body
-    return wire.strip_transfer_params(body)
+    try:
+        return wire.strip_transfer_params(body)
+    except WireError:
+        return Fault(400, "The request body is not valid JSON: bad UTF-8.", "invalid_json")
 
 
 def reason_phrase(status: int) -> str:

@@ -234,6 +234,10 @@ class Gateway:
         if model is None:
             self._fault(client, inbound, self._unknown_model(envelope.model))
             return
+        stripped = strip_transfer_params(body, envelope)
+        if isinstance(stripped, Fault):
+            self._fault(client, inbound, stripped)
+            return
         now = self.loop.time()
         request = Request(
             id=inbound.request_id.decode("ascii"),
@@ -246,10 +250,9 @@ class Gateway:
             tpot_ms=model.tpot_ms,
             streams=bool(envelope.stream),
         )
-        body = strip_transfer_params(body, envelope)
-        legs = bool(self.fleet.view().candidates(model.name, _DECODE).size) and can_split(body)
+        legs = bool(self.fleet.view().candidates(model.name, _DECODE).size) and can_split(stripped)
         split = self.split_limits if legs else None
-        exchange = Exchange(self, client, inbound, body, request, model, now, split)
+        exchange = Exchange(self, client, inbound, stripped, request, model, now, split)
         self.exchanges.add(exchange)
         client.begin_exchange(exchange)
         seed = next(self._ids)

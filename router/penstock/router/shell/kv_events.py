@@ -419,7 +419,7 @@ async def _sweep(index: KVIndex) -> None:
 def _parse_sources(name: str, body: bytes) -> dict[int, _Source]:
     try:
         listed = msgspec.json.decode(body, type=dict[int, _Source])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(f"{name} does not list KV event sources: {error}") from error
     if len(listed) > _MAX_RANKS:
         raise WireError(f"{name} lists {len(listed)} KV event sources; at most {_MAX_RANKS} are followed")

@@ -15,6 +15,7 @@ from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
 from penstock.router.shell.prompts import Prompts
 from penstock.router.shell.rpc.auth import BearerAuth, Tokens, server_credentials
+from penstock.router.shell.rpc.reading import CarefulServer
 from penstock.router.shell.rpc.service import Limits, RouterService
 from penstock.router.shell.settings import Settings
 from penstock.router.v1 import router_pb2, router_pb2_grpc
@@ -56,7 +57,8 @@ class RpcServer:
         self._server = grpc.aio.server(
             interceptors=auth, options=_options(settings), maximum_concurrent_rpcs=settings.grpc_max_calls
         )
-        router_pb2_grpc.add_RouterServicer_to_server(self.service, self._server)  # type: ignore[no-untyped-call]
+        careful = CarefulServer(self._server)
+        router_pb2_grpc.add_RouterServicer_to_server(self.service, careful)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 

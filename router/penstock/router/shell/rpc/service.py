@@ -28,6 +28,7 @@ from penstock.router.shell.rpc.forms import (
     read_request,
     worker_state,
 )
+from penstock.router.shell.rpc.reading import Unreadable
 from penstock.router.shell.rpc.refusals import Refused, abort, invalid
 from penstock.router.v1 import router_pb2, router_pb2_grpc
 
@@ -92,7 +93,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         return answer
 
     async def PickStream(  # noqa: N802
-        self, messages: AsyncIterator[router_pb2.PickStreamRequest], context: grpc.aio.ServicerContext
+        self, messages: AsyncIterator[router_pb2.PickStreamRequest | Unreadable], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[router_pb2.PickStreamResponse]:
         """Picks and releases, one answer for each question."""
         await self._open_stream(context)
@@ -229,9 +230,11 @@ class RouterService(router_pb2_grpc.RouterServicer):
             self._prompts.books.record(request.model, request.prompt_tokens, pick.expected_hit_tokens, measured)
 
     async def _answer(
-        self, message: router_pb2.PickStreamRequest
+        self, message: router_pb2.PickStreamRequest | Unreadable
     ) -> tuple[Lease | None, router_pb2.PickStreamResponse]:
         """Answer one question of a stream; what is wrong with it is an answer too."""
+        if isinstance(message, Unreadable):
+            return None, router_pb2.PickStreamResponse(error=message.refusal.as_message())
         answer = router_pb2.PickStreamResponse(correlation_id=message.correlation_id)
         lease = None
         question = message.WhichOneof("question")
