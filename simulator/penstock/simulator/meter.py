@@ -13,27 +13,28 @@ _FULL_TOKENS = 2048  # From here on a prefill pass draws what it draws at most.
 
 
 class Meter:
-    """Milliseconds and joules by phase, of all accelerators of one worker together."""
+    """Milliseconds and joules by phase, of all accelerators of one worker together. `clock` is the share of the maximum
+    clock in the pass that is running; `set_clock` before each pass that runs at another."""
 
     __slots__ = (
-        "_accelerator",
-        "_count",
-        "_decode",
-        "_prefill",
-        "_tensor",
-        "busy_joules",
-        "idle_watts",
+        "_accelerator", "_count", "_decode", "_prefill", "_tensor", "busy_joules", "clock", "idle_watts",
         "milliseconds",
-    )
+    )  # fmt: skip
 
     def __init__(self, accelerator: Accelerator, parallelism: Parallelism) -> None:
         self._accelerator, self._tensor = accelerator, parallelism.tensor
         self._count = parallelism.accelerators
         self.idle_watts = watts(accelerator, Phase.IDLE) * self._count
-        self._decode = watts(accelerator, Phase.DECODE, tensor=self._tensor) * self._count
-        self._prefill = _prefill_table(accelerator, self._tensor)
+        self.set_clock(1.0)
         self.milliseconds = {Phase.PREFILL: 0.0, Phase.DECODE: 0.0}
         self.busy_joules = 0.0
+
+    def set_clock(self, clock: float) -> None:
+        """What follows runs at this share of the maximum clock and draws what `core.models.power` says for it. How long
+        passes take then is the engine's affair (`Engine.set_speed`). Raises ValueError for a share out of (0, 1]."""
+        self._decode = watts(self._accelerator, Phase.DECODE, clock, self._tensor) * self._count
+        self._prefill = _prefill_table(self._accelerator, self._tensor, clock)
+        self.clock = clock
 
     def pass_over(self, prompt_tokens: int, milliseconds: float) -> None:
         """A pass, or a run of them, took so long; with prompt tokens in it, it counts and draws as prefill."""
@@ -57,12 +58,12 @@ class Meter:
         tokens = min(tokens, _FULL_TOKENS)
         draw = self._prefill.get(tokens)
         if draw is None:
-            draw = watts(self._accelerator, Phase.PREFILL, tensor=self._tensor, tokens=tokens)
+            draw = watts(self._accelerator, Phase.PREFILL, self.clock, self._tensor, tokens)
             self._prefill[tokens] = draw
         return draw * self._count
 
 
 @lru_cache(maxsize=64)
-def _prefill_table(accelerator: Accelerator, tensor: int) -> dict[int, float]:
+def _prefill_table(accelerator: Accelerator, tensor: int, clock: float) -> dict[int, float]:
     """Watts of one accelerator by prompt tokens of a pass, filled as they are asked for; one table for all alike."""
     return {}

@@ -189,6 +189,8 @@ class TwinWorker:
         if self._flight is not None or self._run is not None:
             return
         self._began = now
+        if self.meter.clock != self._speed[1]:
+            self.meter.set_clock(self._speed[1])
         span = None if self.walk else self.engine.span()
         if span is not None:
             self._run, self._steps = span, span.steps
