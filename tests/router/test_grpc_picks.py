@@ -335,3 +335,29 @@ def hit_lines(stage: Stage) -> list[str]:
     registry = CollectorRegistry()
     registry.register(TokenCollector(stage.prompts.tokens.counts, stage.prompts.books))
     return [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("host", "sidecar", "address", "headers"),
+    [
+        ("10.0.0.2", 8001, "10.0.0.2:8001", {"x-prefiller-host-port": "10.0.0.1:8000"}),
+        ("fd00::2", 8001, "[fd00::2]:8001", {"x-prefiller-host-port": "10.0.0.1:8000"}),
+        ("10.0.0.2", None, "10.0.0.2:8000", {}),
+    ],
+)
+async def test_a_pick_says_where_to_send_the_request_and_with_which_header(
+    host: str, sidecar: int | None, address: str, headers: dict[str, str]
+) -> None:
+    """A pair goes to the sidecar, if the decode worker has one; everything else to the worker itself."""
+    async with serving(workers=0) as stage, RouterClient(stage.address) as client:
+        stage.models.replace([ServedModel("m", find_policy("LeastLoaded"), 1)])
+        for worker in (
+            Worker("p", "10.0.0.1", 8000, "m", role=Role.PREFILL),
+            Worker("d", host, 8000, "m", role=Role.DECODE, sidecar_port=sidecar),
+        ):
+            stage.fleet.set_ready(stage.fleet.add(worker), True)
+        pair = await client.pick(asked(prompt_tokens=4096))
+        assert pair.prefill_worker.name == "p" and pair.worker.name == "d"
+        assert (pair.address, dict(pair.headers)) == (address, headers)
+        alone = await client.pick(asked(prompt_tokens=16))
+        assert (alone.address, dict(alone.headers)) == (alone.worker.address, {})

@@ -35,6 +35,14 @@ def test_a_pod_brings_its_profile_and_the_price_of_all_its_accelerators() -> Non
     assert seen.worker.transfer_ms == pytest.approx(expected)
 
 
+def test_a_sidecars_port_is_the_native_sidecars() -> None:
+    port = {"name": "sidecar", "containerPort": 8001}
+    stays = {"name": "penstock-sidecar", "restartPolicy": "Always", "ports": [{"name": "m", "containerPort": 1}, port]}
+    for containers, found in (([stays], 8001), ([{**stays, "restartPolicy": "Never"}], None), (None, None)):
+        seen = read_pod({**pod(), "spec": {"initContainers": containers}})
+        assert seen is not None and (seen.worker.sidecar_port, seen.worker.port) == (found, 8000)
+
+
 @pytest.mark.parametrize("parallelism", ["{", '{"tensor":"four"}', "[]x", '{"galaxy":2}'])
 def test_an_odd_annotation_costs_the_profile_not_the_worker(parallelism: str) -> None:
     seen = read_pod(pod(**{"penstock.dev/parallelism": parallelism}))

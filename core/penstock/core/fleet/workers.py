@@ -39,6 +39,8 @@ class Worker:
     What is known of its speed, `None` while it is not: `prefill_ms` and `decode_ms` are the profile's (a, b, c) in
     milliseconds, `experts_ms` its (e, f) (see `core.models.latency`), `transfer_ms` the milliseconds a token's KV
     takes to come from a prefill worker. `price_per_hour` is the whole worker's, in USD.
+
+    `sidecar_port` is where a decode worker's P/D sidecar takes requests whose legs it is to run, `None` without one.
     """
 
     name: str
@@ -57,3 +59,4 @@ class Worker:
     experts_ms: tuple[float, float] = (0.0, 0.0)
     transfer_ms: float | None = None
     price_per_hour: float | None = None
+    sidecar_port: int | None = None

@@ -2,7 +2,7 @@
 
     async with RouterClient("penstock-router.penstock:9000", token="...") as client:
         async with client.leased(PickRequest(model="m", prompt_tokens=512, max_tokens=128)) as lease:
-            answer = await post(lease.pick.worker.address, ...)
+            answer = await post(lease.pick.address, headers=dict(lease.pick.headers), ...)
             lease.usage = Usage(completion_tokens=answer.tokens)
 
 A lease is released when the block ends: completed, or cancelled when it ends by an exception, unless the block said

@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpenstock/router/v1/router.proto\x12\x12penstock.router.v1\"\x8f\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x0c\n\x04role\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x01(\t\x12\x0e\n\x06\x64omain\x18\x08 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"4\n\x0b\x42lockHashes\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"\xc9\x02\n\x0bPickRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x31\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1c.penstock.router.v1.TokenIdsH\x00\x12\x37\n\x0c\x62lock_hashes\x18\x04 \x01(\x0b\x32\x1f.penstock.router.v1.BlockHashesH\x00\x12\x17\n\rprompt_tokens\x18\x05 \x01(\rH\x00\x12\x0e\n\x04text\x18\x06 \x01(\tH\x00\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\n \x01(\r\x12\x14\n\x0clease_ttl_ms\x18\x0b \x01(\r\x12\x17\n\x0f\x65xclude_workers\x18\x0c \x03(\tB\x08\n\x06prompt\"\xb2\x03\n\x0cPickResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x14\n\x0clease_ttl_ms\x18\x03 \x01(\r\x12*\n\x06worker\x18\x04 \x01(\x0b\x32\x1a.penstock.router.v1.Worker\x12\x37\n\x0eprefill_worker\x18\x05 \x01(\x0b\x32\x1a.penstock.router.v1.WorkerH\x00\x88\x01\x01\x12 \n\x13\x65xpected_hit_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x1e\n\x11predicted_ttft_ms\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11predicted_tpot_ms\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x11\n\trunner_up\x18\x0b \x01(\t\x12\x15\n\rprompt_tokens\x18\x0c \x01(\rB\x11\n\x0f_prefill_workerB\x16\n\x14_expected_hit_tokensB\x14\n\x12_predicted_ttft_msB\x14\n\x12_predicted_tpot_ms\"\x99\x01\n\x05Usage\x12\x1a\n\rprompt_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rcached_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1e\n\x11\x63ompletion_tokens\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\x10\n\x0e_prompt_tokensB\x10\n\x0e_cached_tokensB\x14\n\x12_completion_tokens\"\x89\x01\n\x0eReleaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.penstock.router.v1.Outcome\x12-\n\x05usage\x18\x03 \x01(\x0b\x32\x19.penstock.router.v1.UsageH\x00\x88\x01\x01\x42\x08\n\x06_usage\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x9f\x01\n\x11PickStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12/\n\x04pick\x18\x02 \x01(\x0b\x32\x1f.penstock.router.v1.PickRequestH\x00\x12\x35\n\x07release\x18\x03 \x01(\x0b\x32\".penstock.router.v1.ReleaseRequestH\x00\x42\n\n\x08question\"\xce\x01\n\x12PickStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x30\n\x04pick\x18\x02 \x01(\x0b\x32 .penstock.router.v1.PickResponseH\x00\x12\x36\n\x07release\x18\x03 \x01(\x0b\x32#.penstock.router.v1.ReleaseResponseH\x00\x12,\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1b.penstock.router.v1.RefusalH\x00\x42\x08\n\x06\x61nswer\"h\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa1\x01\n\tCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0e\n\x06picked\x18\x03 \x01(\x08\x12\x37\n\x05terms\x18\x04 \x03(\x0b\x32(.penstock.router.v1.Candidate.TermsEntry\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xdd\x04\n\rExplainedPick\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x06 \x01(\t\x12\x11\n\trunner_up\x18\x07 \x01(\t\x12\x31\n\ncandidates\x18\x08 \x03(\x0b\x32\x1d.penstock.router.v1.Candidate\x12\x39\n\x12prefill_candidates\x18\t \x03(\x0b\x32\x1d.penstock.router.v1.Candidate\x12\x17\n\x0f\x63\x61ndidate_count\x18\n \x01(\r\x12\x0e\n\x06\x61ge_ms\x18\x0b \x01(\x04\x12\x15\n\rprompt_tokens\x18\x0c \x01(\r\x12\x12\n\nmax_tokens\x18\r \x01(\r\x12 \n\x13\x65xpected_hit_tokens\x18\x0e \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11predicted_ttft_ms\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11predicted_tpot_ms\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11objective_ttft_ms\x18\x11 \x01(\x01H\x03\x88\x01\x01\x12\x1e\n\x11objective_tpot_ms\x18\x12 \x01(\x01H\x04\x88\x01\x01\x42\x16\n\x14_expected_hit_tokensB\x14\n\x12_predicted_ttft_msB\x14\n\x12_predicted_tpot_msB\x14\n\x12_objective_ttft_msB\x14\n\x12_objective_tpot_ms\"f\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x05picks\x18\x03 \x03(\x0b\x32!.penstock.router.v1.ExplainedPick\"2\n\x0cWatchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\"\xa5\x02\n\x0bWorkerState\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.penstock.router.v1.Worker\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x11\n\twithdrawn\x18\x03 \x01(\x08\x12\x13\n\x0bin_rotation\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x06 \x01(\x04\x12\x1d\n\x10\x66oreign_requests\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08kv_usage\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rsample_age_ms\x18\t \x01(\x04H\x02\x88\x01\x01\x42\x13\n\x11_foreign_requestsB\x0b\n\t_kv_usageB\x10\n\x0e_sample_age_ms\"\\\n\nModelState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x30\n\x07workers\x18\x03 \x03(\x0b\x32\x1f.penstock.router.v1.WorkerState\"N\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12.\n\x06models\x18\x02 \x03(\x0b\x32\x1e.penstock.router.v1.ModelState*\xff\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMPLETED\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x1b\n\x17OUTCOME_CONNECT_REFUSED\x10\x03\x12\x1b\n\x17OUTCOME_CONNECT_TIMEOUT\x10\x04\x12\x11\n\rOUTCOME_RESET\x10\x05\x12\x18\n\x14OUTCOME_BAD_RESPONSE\x10\x06\x12\x1c\n\x18OUTCOME_RESPONSE_TIMEOUT\x10\x07\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x08\x12\x0f\n\x0bOUTCOME_CUT\x10\t2\xac\x03\n\x06Router\x12I\n\x04Pick\x12\x1f.penstock.router.v1.PickRequest\x1a .penstock.router.v1.PickResponse\x12_\n\nPickStream\x12%.penstock.router.v1.PickStreamRequest\x1a&.penstock.router.v1.PickStreamResponse(\x01\x30\x01\x12R\n\x07Release\x12\".penstock.router.v1.ReleaseRequest\x1a#.penstock.router.v1.ReleaseResponse\x12R\n\x07\x45xplain\x12\".penstock.router.v1.ExplainRequest\x1a#.penstock.router.v1.ExplainResponse\x12N\n\x05Watch\x12 .penstock.router.v1.WatchRequest\x1a!.penstock.router.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpenstock/router/v1/router.proto\x12\x12penstock.router.v1\"\x8f\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x0c\n\x04role\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x01(\t\x12\x0e\n\x06\x64omain\x18\x08 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"4\n\x0b\x42lockHashes\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"\xc9\x02\n\x0bPickRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x31\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1c.penstock.router.v1.TokenIdsH\x00\x12\x37\n\x0c\x62lock_hashes\x18\x04 \x01(\x0b\x32\x1f.penstock.router.v1.BlockHashesH\x00\x12\x17\n\rprompt_tokens\x18\x05 \x01(\rH\x00\x12\x0e\n\x04text\x18\x06 \x01(\tH\x00\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\n \x01(\r\x12\x14\n\x0clease_ttl_ms\x18\x0b \x01(\r\x12\x17\n\x0f\x65xclude_workers\x18\x0c \x03(\tB\x08\n\x06prompt\"\xb3\x04\n\x0cPickResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x14\n\x0clease_ttl_ms\x18\x03 \x01(\r\x12*\n\x06worker\x18\x04 \x01(\x0b\x32\x1a.penstock.router.v1.Worker\x12\x37\n\x0eprefill_worker\x18\x05 \x01(\x0b\x32\x1a.penstock.router.v1.WorkerH\x00\x88\x01\x01\x12 \n\x13\x65xpected_hit_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x1e\n\x11predicted_ttft_ms\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11predicted_tpot_ms\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x11\n\trunner_up\x18\x0b \x01(\t\x12\x15\n\rprompt_tokens\x18\x0c \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\r \x01(\t\x12>\n\x07headers\x18\x0e \x03(\x0b\x32-.penstock.router.v1.PickResponse.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_prefill_workerB\x16\n\x14_expected_hit_tokensB\x14\n\x12_predicted_ttft_msB\x14\n\x12_predicted_tpot_ms\"\x99\x01\n\x05Usage\x12\x1a\n\rprompt_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rcached_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1e\n\x11\x63ompletion_tokens\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\x10\n\x0e_prompt_tokensB\x10\n\x0e_cached_tokensB\x14\n\x12_completion_tokens\"\x89\x01\n\x0eReleaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.penstock.router.v1.Outcome\x12-\n\x05usage\x18\x03 \x01(\x0b\x32\x19.penstock.router.v1.UsageH\x00\x88\x01\x01\x42\x08\n\x06_usage\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x9f\x01\n\x11PickStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12/\n\x04pick\x18\x02 \x01(\x0b\x32\x1f.penstock.router.v1.PickRequestH\x00\x12\x35\n\x07release\x18\x03 \x01(\x0b\x32\".penstock.router.v1.ReleaseRequestH\x00\x42\n\n\x08question\"\xce\x01\n\x12PickStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x30\n\x04pick\x18\x02 \x01(\x0b\x32 .penstock.router.v1.PickResponseH\x00\x12\x36\n\x07release\x18\x03 \x01(\x0b\x32#.penstock.router.v1.ReleaseResponseH\x00\x12,\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1b.penstock.router.v1.RefusalH\x00\x42\x08\n\x06\x61nswer\"h\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa1\x01\n\tCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0e\n\x06picked\x18\x03 \x01(\x08\x12\x37\n\x05terms\x18\x04 \x03(\x0b\x32(.penstock.router.v1.Candidate.TermsEntry\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xdd\x04\n\rExplainedPick\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x06 \x01(\t\x12\x11\n\trunner_up\x18\x07 \x01(\t\x12\x31\n\ncandidates\x18\x08 \x03(\x0b\x32\x1d.penstock.router.v1.Candidate\x12\x39\n\x12prefill_candidates\x18\t \x03(\x0b\x32\x1d.penstock.router.v1.Candidate\x12\x17\n\x0f\x63\x61ndidate_count\x18\n \x01(\r\x12\x0e\n\x06\x61ge_ms\x18\x0b \x01(\x04\x12\x15\n\rprompt_tokens\x18\x0c \x01(\r\x12\x12\n\nmax_tokens\x18\r \x01(\r\x12 \n\x13\x65xpected_hit_tokens\x18\x0e \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11predicted_ttft_ms\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11predicted_tpot_ms\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11objective_ttft_ms\x18\x11 \x01(\x01H\x03\x88\x01\x01\x12\x1e\n\x11objective_tpot_ms\x18\x12 \x01(\x01H\x04\x88\x01\x01\x42\x16\n\x14_expected_hit_tokensB\x14\n\x12_predicted_ttft_msB\x14\n\x12_predicted_tpot_msB\x14\n\x12_objective_ttft_msB\x14\n\x12_objective_tpot_ms\"f\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x05picks\x18\x03 \x03(\x0b\x32!.penstock.router.v1.ExplainedPick\"2\n\x0cWatchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\"\xa5\x02\n\x0bWorkerState\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.penstock.router.v1.Worker\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x11\n\twithdrawn\x18\x03 \x01(\x08\x12\x13\n\x0bin_rotation\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x06 \x01(\x04\x12\x1d\n\x10\x66oreign_requests\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08kv_usage\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rsample_age_ms\x18\t \x01(\x04H\x02\x88\x01\x01\x42\x13\n\x11_foreign_requestsB\x0b\n\t_kv_usageB\x10\n\x0e_sample_age_ms\"\\\n\nModelState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x30\n\x07workers\x18\x03 \x03(\x0b\x32\x1f.penstock.router.v1.WorkerState\"N\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12.\n\x06models\x18\x02 \x03(\x0b\x32\x1e.penstock.router.v1.ModelState*\xff\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMPLETED\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x1b\n\x17OUTCOME_CONNECT_REFUSED\x10\x03\x12\x1b\n\x17OUTCOME_CONNECT_TIMEOUT\x10\x04\x12\x11\n\rOUTCOME_RESET\x10\x05\x12\x18\n\x14OUTCOME_BAD_RESPONSE\x10\x06\x12\x1c\n\x18OUTCOME_RESPONSE_TIMEOUT\x10\x07\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x08\x12\x0f\n\x0bOUTCOME_CUT\x10\t2\xac\x03\n\x06Router\x12I\n\x04Pick\x12\x1f.penstock.router.v1.PickRequest\x1a .penstock.router.v1.PickResponse\x12_\n\nPickStream\x12%.penstock.router.v1.PickStreamRequest\x1a&.penstock.router.v1.PickStreamResponse(\x01\x30\x01\x12R\n\x07Release\x12\".penstock.router.v1.ReleaseRequest\x1a#.penstock.router.v1.ReleaseResponse\x12R\n\x07\x45xplain\x12\".penstock.router.v1.ExplainRequest\x1a#.penstock.router.v1.ExplainResponse\x12N\n\x05Watch\x12 .penstock.router.v1.WatchRequest\x1a!.penstock.router.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PICKRESPONSE_HEADERSENTRY']._loaded_options = None
+  _globals['_PICKRESPONSE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_CANDIDATE_TERMSENTRY']._loaded_options = None
   _globals['_CANDIDATE_TERMSENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=3296
-  _globals['_OUTCOME']._serialized_end=3551
+  _globals['_OUTCOME']._serialized_start=3425
+  _globals['_OUTCOME']._serialized_end=3680
   _globals['_WORKER']._serialized_start=56
   _globals['_WORKER']._serialized_end=199
   _globals['_TOKENIDS']._serialized_start=201
@@ -44,37 +46,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PICKREQUEST']._serialized_start=281
   _globals['_PICKREQUEST']._serialized_end=610
   _globals['_PICKRESPONSE']._serialized_start=613
-  _globals['_PICKRESPONSE']._serialized_end=1047
-  _globals['_USAGE']._serialized_start=1050
-  _globals['_USAGE']._serialized_end=1203
-  _globals['_RELEASEREQUEST']._serialized_start=1206
-  _globals['_RELEASEREQUEST']._serialized_end=1343
-  _globals['_RELEASERESPONSE']._serialized_start=1345
-  _globals['_RELEASERESPONSE']._serialized_end=1380
-  _globals['_PICKSTREAMREQUEST']._serialized_start=1383
-  _globals['_PICKSTREAMREQUEST']._serialized_end=1542
-  _globals['_PICKSTREAMRESPONSE']._serialized_start=1545
-  _globals['_PICKSTREAMRESPONSE']._serialized_end=1751
-  _globals['_REFUSAL']._serialized_start=1753
-  _globals['_REFUSAL']._serialized_end=1857
-  _globals['_EXPLAINREQUEST']._serialized_start=1859
-  _globals['_EXPLAINREQUEST']._serialized_end=1895
-  _globals['_CANDIDATE']._serialized_start=1898
-  _globals['_CANDIDATE']._serialized_end=2059
-  _globals['_CANDIDATE_TERMSENTRY']._serialized_start=2015
-  _globals['_CANDIDATE_TERMSENTRY']._serialized_end=2059
-  _globals['_EXPLAINEDPICK']._serialized_start=2062
-  _globals['_EXPLAINEDPICK']._serialized_end=2667
-  _globals['_EXPLAINRESPONSE']._serialized_start=2669
-  _globals['_EXPLAINRESPONSE']._serialized_end=2771
-  _globals['_WATCHREQUEST']._serialized_start=2773
-  _globals['_WATCHREQUEST']._serialized_end=2823
-  _globals['_WORKERSTATE']._serialized_start=2826
-  _globals['_WORKERSTATE']._serialized_end=3119
-  _globals['_MODELSTATE']._serialized_start=3121
-  _globals['_MODELSTATE']._serialized_end=3213
-  _globals['_WATCHRESPONSE']._serialized_start=3215
-  _globals['_WATCHRESPONSE']._serialized_end=3293
-  _globals['_ROUTER']._serialized_start=3554
-  _globals['_ROUTER']._serialized_end=3982
+  _globals['_PICKRESPONSE']._serialized_end=1176
+  _globals['_PICKRESPONSE_HEADERSENTRY']._serialized_start=1043
+  _globals['_PICKRESPONSE_HEADERSENTRY']._serialized_end=1089
+  _globals['_USAGE']._serialized_start=1179
+  _globals['_USAGE']._serialized_end=1332
+  _globals['_RELEASEREQUEST']._serialized_start=1335
+  _globals['_RELEASEREQUEST']._serialized_end=1472
+  _globals['_RELEASERESPONSE']._serialized_start=1474
+  _globals['_RELEASERESPONSE']._serialized_end=1509
+  _globals['_PICKSTREAMREQUEST']._serialized_start=1512
+  _globals['_PICKSTREAMREQUEST']._serialized_end=1671
+  _globals['_PICKSTREAMRESPONSE']._serialized_start=1674
+  _globals['_PICKSTREAMRESPONSE']._serialized_end=1880
+  _globals['_REFUSAL']._serialized_start=1882
+  _globals['_REFUSAL']._serialized_end=1986
+  _globals['_EXPLAINREQUEST']._serialized_start=1988
+  _globals['_EXPLAINREQUEST']._serialized_end=2024
+  _globals['_CANDIDATE']._serialized_start=2027
+  _globals['_CANDIDATE']._serialized_end=2188
+  _globals['_CANDIDATE_TERMSENTRY']._serialized_start=2144
+  _globals['_CANDIDATE_TERMSENTRY']._serialized_end=2188
+  _globals['_EXPLAINEDPICK']._serialized_start=2191
+  _globals['_EXPLAINEDPICK']._serialized_end=2796
+  _globals['_EXPLAINRESPONSE']._serialized_start=2798
+  _globals['_EXPLAINRESPONSE']._serialized_end=2900
+  _globals['_WATCHREQUEST']._serialized_start=2902
+  _globals['_WATCHREQUEST']._serialized_end=2952
+  _globals['_WORKERSTATE']._serialized_start=2955
+  _globals['_WORKERSTATE']._serialized_end=3248
+  _globals['_MODELSTATE']._serialized_start=3250
+  _globals['_MODELSTATE']._serialized_end=3342
+  _globals['_WATCHRESPONSE']._serialized_start=3344
+  _globals['_WATCHRESPONSE']._serialized_end=3422
+  _globals['_ROUTER']._serialized_start=3683
+  _globals['_ROUTER']._serialized_end=4111
 # @@protoc_insertion_point(module_scope)

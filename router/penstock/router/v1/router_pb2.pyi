@@ -93,7 +93,14 @@ class PickRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., block_hashes: _Optional[_Union[BlockHashes, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., text: _Optional[str] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., lease_ttl_ms: _Optional[int] = ..., exclude_workers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PickResponse(_message.Message):
-    __slots__ = ("request_id", "lease_id", "lease_ttl_ms", "worker", "prefill_worker", "expected_hit_tokens", "predicted_ttft_ms", "predicted_tpot_ms", "policy", "reason", "runner_up", "prompt_tokens")
+    __slots__ = ("request_id", "lease_id", "lease_ttl_ms", "worker", "prefill_worker", "expected_hit_tokens", "predicted_ttft_ms", "predicted_tpot_ms", "policy", "reason", "runner_up", "prompt_tokens", "address", "headers")
+    class HeadersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +113,8 @@ class PickResponse(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     RUNNER_UP_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     lease_id: str
     lease_ttl_ms: int
@@ -118,7 +127,9 @@ class PickResponse(_message.Message):
     reason: str
     runner_up: str
     prompt_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., lease_ttl_ms: _Optional[int] = ..., worker: _Optional[_Union[Worker, _Mapping]] = ..., prefill_worker: _Optional[_Union[Worker, _Mapping]] = ..., expected_hit_tokens: _Optional[int] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tpot_ms: _Optional[float] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., runner_up: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    address: str
+    headers: _containers.ScalarMap[str, str]
+    def __init__(self, request_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., lease_ttl_ms: _Optional[int] = ..., worker: _Optional[_Union[Worker, _Mapping]] = ..., prefill_worker: _Optional[_Union[Worker, _Mapping]] = ..., expected_hit_tokens: _Optional[int] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tpot_ms: _Optional[float] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., runner_up: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., address: _Optional[str] = ..., headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens")

@@ -20,6 +20,7 @@ MODEL = "penstock.dev/model"
 KV_HASH = "penstock.dev/kv-hash"
 PARALLELISM = "penstock.dev/parallelism"
 DEFAULT_PORT = 8000
+SIDECAR_PORT = "sidecar"
 
 Object = dict[str, Any]
 
@@ -63,6 +64,7 @@ def read_pod(pod: Object) -> SeenPod | None:
         experts_ms=speed.experts_ms,
         transfer_ms=speed.transfer_ms,
         price_per_hour=speed.price_per_hour,
+        sidecar_port=_sidecar_port(pod),
     )
     leaving = metadata.get("deletionTimestamp") is not None
     return SeenPod(metadata.get("uid", ""), worker, _is_true(status, "Ready"), leaving)
@@ -96,6 +98,15 @@ def _port(pod: Object) -> int:
             if port.get("name") == "http":
                 return int(port["containerPort"])
     return DEFAULT_PORT
+
+
+def _sidecar_port(pod: Object) -> int | None:
+    """The port named `sidecar` of a native sidecar; `None` where the pod has none."""
+    for container in pod.get("spec", {}).get("initContainers") or []:
+        for port in container.get("ports") or []:
+            if port.get("name") == SIDECAR_PORT and container.get("restartPolicy") == "Always":
+                return int(port["containerPort"])
+    return None
 
 
 def _is_true(status: Object, condition: str) -> bool:

@@ -13,6 +13,8 @@ from penstock.router.shell.models import ServedModel
 from penstock.router.shell.rpc.refusals import invalid
 from penstock.router.v1 import router_pb2
 
+PREFILLER_HEADER = "x-prefiller-host-port"
+"""What the Gateway API Inference Extension's and llm-d's convention calls the prefill worker's address."""
 _MAX_NAME = 128
 _MAX_EXCLUDED = 64
 _SHOWN = 64
@@ -135,10 +137,9 @@ def read_ending(message: router_pb2.ReleaseRequest) -> Ending | Failure:
 
 def worker_message(worker: Worker) -> router_pb2.Worker:
     """A worker as callers see it."""
-    host = f"[{worker.host}]" if ":" in worker.host else worker.host
     return router_pb2.Worker(
         name=worker.name,
-        address=f"{host}:{worker.port}",
+        address=_address(worker.host, worker.port),
         namespace=worker.namespace,
         deployment=worker.deployment,
         pool=worker.pool,
@@ -148,16 +149,30 @@ def worker_message(worker: Worker) -> router_pb2.Worker:
     )
 
 
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _errand(worker: Worker, prefill: Worker | None) -> tuple[str, dict[str, str] | None]:
+    """Where a picked request is to be sent, and with which header fields."""
+    if prefill is None or worker.sidecar_port is None:
+        return _address(worker.host, worker.port), None
+    return _address(worker.host, worker.sidecar_port), {PREFILLER_HEADER: _address(prefill.host, prefill.port)}
+
+
 def pick_message(lease: Lease, ttl: float, fleet: Fleet) -> router_pb2.PickResponse:
     """The answer to a pick."""
     pick, request = lease.pick, lease.request
     runner_up = _runner_up(pick)
+    worker = fleet.worker(pick.decode)
+    prefill = None if lease.prefill is None else fleet.worker(lease.prefill)
+    address, headers = _errand(worker, prefill)
     return router_pb2.PickResponse(
         request_id=request.id,
         lease_id=lease.id,
         lease_ttl_ms=round(ttl * 1000),
-        worker=worker_message(fleet.worker(pick.decode)),
-        prefill_worker=None if lease.prefill is None else worker_message(fleet.worker(lease.prefill)),
+        worker=worker_message(worker),
+        prefill_worker=None if prefill is None else worker_message(prefill),
         expected_hit_tokens=pick.expected_hit_tokens,
         predicted_ttft_ms=pick.predicted_ttft_ms,
         predicted_tpot_ms=pick.predicted_tpot_ms,
@@ -165,6 +180,8 @@ def pick_message(lease: Lease, ttl: float, fleet: Fleet) -> router_pb2.PickRespo
         reason=str(pick.reason),
         runner_up="" if runner_up is None else fleet.worker(runner_up).name,
         prompt_tokens=request.prompt_tokens,
+        address=address,
+        headers=headers,
     )
 
 
