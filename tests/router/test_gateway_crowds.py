@@ -11,8 +11,8 @@ from fake_worker import Call
 from gateway_stage import Stage, request, running
 from penstock.router.shell.prompts import Prompts
 
-PROMPT = list(range(1000, 1000 + 512))
-EQUAL = json.dumps({"model": "m", "prompt": PROMPT, "max_tokens": 16}).encode()
+EQUAL = json.dumps({"model": "m", "prompt": list(range(8192)), "max_tokens": 16}).encode()
+"""Long enough that whoever has it cached would draw the whole crowd by cost alone."""
 
 
 def read_prompts(stage: Stage, *, profiled: bool) -> None:
@@ -108,7 +108,9 @@ class Breaker:
 
     async def ask(self, port: int, count: int) -> None:
         """One client: one request after the other on one connection, a new one where it broke."""
-        sent = request(json.dumps({"model": "m", "prompt": PROMPT, "max_tokens": 4, "stream": self.stream}).encode())
+        sent = request(
+            json.dumps({"model": "m", "prompt": list(range(64)), "max_tokens": 4, "stream": self.stream}).encode()
+        )
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(count):
             moment = self.draws("client in its request", "client behind its request", "client in the answer")
