@@ -281,7 +281,7 @@ def test_the_properties_see_swaps_and_stalls() -> None:
     assert any(work.computed and work.tokens == 1 for made in world.trace for work in made if len(made) == 2)
 
 
-@pytest.mark.parametrize("fault", ["leak", "double"])
+@pytest.mark.parametrize("fault", ["leak", "double", "host"])
 def test_the_invariants_notice_a_fault(fault: str) -> None:
     engine = Engine(EngineConfig(num_blocks=12, block_size=BLOCK, max_model_len=LONGEST), PROFILE)
     engine.add(sequence(0, 20, 4, 0, 0, None), 0.0)
@@ -289,6 +289,8 @@ def test_the_invariants_notice_a_fault(fault: str) -> None:
     assert broken(engine) == []
     if fault == "leak":
         engine.scheduler.pool.take(1)
+    elif fault == "host":
+        engine.scheduler.host.used += 1
     else:
         engine.scheduler.pool.give_back(engine.living()[0].blocks[:1])
     assert broken(engine) != []
