@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.fleet import ANSWERING, FleetView, Pick, PickReason, Prefills, Rejection, Request, Term
-from penstock.router.decisions.policies_common import ONLY, PREFILL, TURN, in_turn, no_candidate
+from penstock.router.decisions.policies_common import ONLY, PREFILL, TURN, in_turn, lowest, no_candidate
 from penstock.router.decisions.predict import (
     Estimate,
     Floats,
@@ -63,7 +63,7 @@ class KVAware:
             estimate = split.estimate
         late = lateness(estimate.ttft, estimate.tpot, request)
         scores, reason = _scored(side, view, estimate, late)
-        best, alone = in_turn(_warmest(scores, estimate.hits), side.slots, view, seed)
+        best, alone = _first(scores, estimate.hits, side, view, seed)
         if not alone:
             reason = TURN
         return _made(request, side, estimate, split, scores, reason, best, cached is not None)
@@ -75,33 +75,39 @@ def _scored(side: Side, view: FleetView, estimate: Estimate, late: Floats | None
     if late is not None and not side.all_profiled:
         late = np.where(side.profiled, late, 0.0)  # what cannot be predicted cannot be held against a worker
     scores, reason = estimate.cost, _CHEAPEST
-    if late is not None and late.any():
+    if late is not None and np.count_nonzero(late):
         meets = late <= 0.0 if barred is None else (late <= 0.0) & ~barred
-        if meets.any():
+        if np.count_nonzero(meets):
             scores = np.where(meets, scores, np.inf)
         else:
             reason = _NONE_MEETS
     return scores if barred is None else np.where(barred, np.inf, scores), reason
 
 
-def _warmest(scores: Floats, hits: Floats | float) -> Floats:
-    """Leave of the equally cheap only those with most in their cache: a short prefix saves no time, but stays together.
+def _first(scores: Floats, hits: Floats | float, side: Side, view: FleetView, seed: int) -> tuple[int, bool]:
+    """Index of the cheapest, and whether it is the only one; of the equally cheap only the warmest take turns.
 
-    A step that the weights' transfer bounds takes as long for one block as for three, so cost alone is blind to them.
+    A short prefix saves no time, but stays together: a step that the weights' transfer bounds takes as long for one
+    block as for three, so cost alone is blind to them.
     """
     if isinstance(hits, float):
-        return scores
-    cheapest = scores == scores.min()
-    return np.where(cheapest & (hits < hits[cheapest].max()), np.inf, scores)
+        return in_turn(scores, side.slots, view, seed)
+    equal = np.flatnonzero(scores == scores[scores.argmin()])
+    if equal.size > 1:
+        warmth = hits[equal]
+        equal = equal[warmth == warmth.max()]
+    if equal.size == 1:
+        return int(equal[0]), True
+    return int(equal[lowest(view.last_pick[side.slots[equal]], seed)]), False
 
 
 def _overloaded(side: Side, view: FleetView, hits: Floats | float) -> NDArray[np.bool_] | None:
     """Who has twice the mean number of requests already, where caches could draw a crowd; `None` for nobody."""
-    if isinstance(hits, float) or not hits.any():
+    if isinstance(hits, float) or not np.count_nonzero(hits):
         return None
     flight = view.in_flight[side.rows]
-    barred = flight >= max(2, 2 * (int(flight.sum()) + 1) // len(side))
-    return barred if barred.any() else None
+    barred = flight >= max(2, 2 * (int(np.add.reduce(flight)) + 1) // len(side))
+    return barred if np.count_nonzero(barred) else None
 
 
 def _paired(

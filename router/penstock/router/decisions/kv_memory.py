@@ -43,7 +43,7 @@ def full_memory(view: FleetView, rows: Slots | slice, request: Request, foreign:
     prompt = float(request.prompt_tokens)
     context = view.context_tokens[rows]
     bound = context + (foreign * view.mean_request_tokens + prompt)
-    if not (bound > capacity).any():  # at most that much is held; NaN compares false
+    if not np.count_nonzero(bound > capacity):  # at most that much is held; NaN compares false
         return None
     capacity = np.where(np.isnan(capacity), np.nanmean(capacity), capacity)
     count = np.maximum(view.in_flight[rows], 1)

@@ -37,6 +37,7 @@ from penstock.router.decisions.kv_index.table import LANE_BITS, LOWEST_LANE, Blo
 SMALLEST_BUDGET = 1 << 20
 """Bytes below which an index is refused: it would hold less than one long prompt."""
 _FULL_ATTENTION = frozenset({None, "full_attention", "mla_attention", "sink_full_attention"})
+_from_bytes = int.from_bytes
 _STORED = (StoredRun, StoredRunArray, BlockStored)
 _REMOVED = (RemovedRun, RemovedRunArray, BlockRemoved)
 _MOST_EXPANDED = 1024
@@ -92,7 +93,7 @@ class _Integers(Sequence[int]):
 
     __slots__ = ("_hashes",)
 
-    def __init__(self, hashes: Sequence[BlockHash]) -> None:
+    def __init__(self, hashes: Sequence[bytes]) -> None:
         self._hashes = hashes
 
     def __len__(self) -> int:
@@ -104,15 +105,15 @@ class _Integers(Sequence[int]):
     def __getitem__(self, at: slice) -> list[int]: ...
     def __getitem__(self, at: int | slice) -> int | list[int]:
         if isinstance(at, slice):
-            return [as_integer(h) for h in self._hashes[at]]
-        return as_integer(self._hashes[at])
+            return [_from_bytes(h[-8:], "big") for h in self._hashes[at]]
+        return _from_bytes(self._hashes[at][-8:], "big")
 
 
 def as_integers(hashes: Sequence[BlockHash]) -> Sequence[int]:
     """The same hashes as 64-bit integers, whichever form they have."""
     if not hashes or isinstance(hashes[0], int):
         return hashes  # type: ignore[return-value]  # all hashes of a chain have one form
-    return _Integers(hashes)
+    return _Integers(cast("Sequence[bytes]", hashes))
 
 
 def _plain(hashes: Sequence[BlockHash]) -> Sequence[int]:
