@@ -2,8 +2,9 @@
  *
  *   backend PORT CHUNKS INTERVAL_MS
  *
- * Every body that holds `"stream":true` is answered with CHUNKS server-sent events INTERVAL_MS apart, everything
- * else at once with a chat reply of 32 tokens. One thread, epoll, a 1 ms tick while streams are open.
+ * Every body that holds `"stream":true` is answered with CHUNKS server-sent events INTERVAL_MS apart, `/tokenize` with
+ * 404 (there is no tokenizer here), everything else at once with a chat reply of 32 tokens. One thread, epoll, a 1 ms
+ * tick while streams are open.
  */
 #include "wire.h"
 
@@ -24,6 +25,7 @@ static size_t reply_size, event_size;
 static int chunks;
 static double interval;
 
+static const char unknown[] = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
 static const char stream_head[] =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
@@ -63,7 +65,9 @@ static void serve(int fd) {
     long length = content_length(c->in, head);
     size_t whole = head + (length > 0 ? length : 0);
     if (c->have < whole) return;
-    if (memmem(c->in + head, whole - head, "\"stream\":true", 13)) {
+    if (!memcmp(c->in, "POST /tokenize ", 15)) {
+      say(fd, unknown, sizeof unknown - 1);
+    } else if (memmem(c->in + head, whole - head, "\"stream\":true", 13)) {
       say(fd, stream_head, sizeof stream_head - 1);
       c->left = chunks;
       c->due = now_seconds() + interval;

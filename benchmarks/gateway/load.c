@@ -2,6 +2,7 @@
  *
  *   load PORT CONNECTIONS SECONDS BODY_FILE
  *
+ * Eight `#` in a row in the body are replaced by the request's number, so that no two prompts are equal.
  * Prints one JSON object: answers, errors (any status but 200, any broken answer), bytes, seconds, p50 and p99 in
  * milliseconds. Both forms of answers are understood: with a length, and chunked.
  */
@@ -19,12 +20,15 @@ struct conn {
 
 static char request[65536];
 static size_t request_size;
-static long answers, errors, bytes, samples;
+static char *number; /* where the request's number stands, NULL for nowhere */
+static long asked, answers, errors, bytes, samples;
 static float *took;
 
 static void ask(struct conn *c) {
   c->have = 0;
   c->began = now_seconds();
+  long rest = asked++;
+  for (int digit = 7; number && digit >= 0; digit--, rest /= 10) number[digit] = '0' + rest % 10;
   if (write(c->fd, request, request_size) != (ssize_t)request_size) errors++;
 }
 
@@ -58,6 +62,7 @@ int main(int argc, char **argv) {
                           "Accept: */*\r\nUser-Agent: load\r\nContent-Length: %zu\r\n\r\n", size);
   memcpy(request + request_size, body, size);
   request_size += size;
+  number = memmem(request, request_size, "########", 8);
   took = malloc(sizeof *took * MAX_SAMPLES);
   struct conn *conns = calloc(count, sizeof *conns);
   int poll = epoll_create1(0);

@@ -25,12 +25,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import tokenizers
+
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("PENSTOCK_CACHE", Path.home() / ".cache" / "penstock")) / "benchmarks"
 BASELINES = {"sglang-router": "0.3.2", "vllm-router": "0.1.17"}
+BASELINE_POLICIES = [
+    ("sglang-router", "round_robin"),
+    ("sglang-router", "cache_aware"),
+    ("vllm-router", "round_robin"),
+]
 CHUNKS, INTERVAL_MS = 32, 2
 PLAIN_CONNECTIONS, STREAM_CONNECTIONS = 32, 256
-MESSAGES = [{"role": "user", "content": "Say something about penstocks. " * 20}]
+TEXT = "Say something about penstocks. "
+MESSAGES = [{"role": "user", "content": TEXT * 20 + "########"}]
+"""The load generator puts the request's number where the `#` stand: no two prompts are equal."""
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @dataclass
@@ -124,23 +137,35 @@ def measure(load: Path, target: Target, connections: int, seconds: float, body: 
     return result["answers"] / result["seconds"], result["p99_ms"], 1e3 * spent / answers
 
 
+def model_folder(folder: Path) -> Path:
+    """A folder with model `m`'s own tokenizer and chat template, small but real: what KVAware makes tokens with."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|user|>", "<|assistant|>", "<|end|>"]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=letters)
+    tokenizer.train_from_iterator([TEXT, "0 1 2 3 4 5 6 7 8 9"] * 4, trainer)
+    (folder / "models" / "m").mkdir(parents=True)
+    tokenizer.save(str(folder / "models" / "m" / "tokenizer.json"))
+    (folder / "models" / "m" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return folder / "models"
+
+
 def commands(workers: list[int], folder: Path) -> dict[str, tuple[int, list[object]]]:
-    """Port and command of each gateway, its own policy nearest to round robin."""
+    """Port and command of each gateway: in turn, and by what workers have cached."""
     urls = [f"http://127.0.0.1:{p}" for p in workers]
     chosen: dict[str, tuple[int, list[object]]] = {}
-    for policy in ("RoundRobin", "LeastLoaded"):
+    models = model_folder(folder)
+    for policy in ("RoundRobin", "KVAware"):
         port, health, metrics = free_port(), free_port(), free_port()
         flags = ["--host", "127.0.0.1", "--port", port, "--health-port", health, "--metrics-port", metrics]
-        flags += ["--policy", policy, "--workers", ",".join(f"m={u}" for u in urls)]
+        flags += ["--policy", policy, "--model-folders", models, "--workers", ",".join(f"m={u}" for u in urls)]
         chosen[f"penstock {policy}"] = (port, [sys.executable, "-m", "penstock.router", *flags])
-    for package in BASELINES:
+    for package, policy in BASELINE_POLICIES:
         port, metrics = free_port(), free_port()
         start = [baseline(package)] + (["launch"] if package == "sglang-router" else [])
         flags = ["--host", "127.0.0.1", "--port", port, "--prometheus-host", "127.0.0.1", "--prometheus-port", metrics]
-        chosen[f"{package} round_robin"] = (
-            port,
-            [*start, *flags, "--worker-urls", *urls, "--policy", "round_robin"],
-        )
+        chosen[f"{package} {policy}"] = (port, [*start, *flags, "--worker-urls", *urls, "--policy", policy])
     return chosen
 
 
