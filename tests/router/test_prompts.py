@@ -20,13 +20,20 @@ LONG = "shared words of a long beginning " * 40
 
 
 @asynccontextmanager
-async def engines(count: int) -> AsyncIterator[list[int]]:
+async def engines(count: int, *flags: str) -> AsyncIterator[list[int]]:
     """Simulated engines that serve model m, each in a process of its own."""
     ports = [free_port() for _ in range(count)]
     command = [sys.executable, "-m", "penstock.workers.simulated", "--served-model-name", "m", "--profile", PROFILE]
     events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://*:0", "topic": "t"}
     command += ["--kv-events-config", json.dumps(events)]
-    command += ["--enable-prompt-tokens-details", "--enable-force-include-usage", "--host", "127.0.0.1", "--port"]
+    command += [
+        "--enable-prompt-tokens-details",
+        "--enable-force-include-usage",
+        *flags,
+        "--host",
+        "127.0.0.1",
+        "--port",
+    ]
     started = [
         await asyncio.create_subprocess_exec(*command, str(port), stderr=asyncio.subprocess.DEVNULL) for port in ports
     ]

@@ -10,7 +10,7 @@ class Request(msgspec.Struct, frozen=True):
     prompt's whole blocks, empty when nobody computed them. `ttft_ms` and `tpot_ms` are the deployment's objectives,
     `None` where it has none. One that does not stream (`streams`) shows nothing of its first token. `deadline` is on
     the caller's clock, in seconds; `None` means the client waits as long as it likes. A lower `priority` number goes
-    first, as in vLLM.
+    first, as in vLLM. `adapter` is the name and path of the LoRA adapter it wants of the model.
     """
 
     id: str
@@ -24,6 +24,7 @@ class Request(msgspec.Struct, frozen=True):
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     streams: bool = True
+    adapter: tuple[str, str] | None = None
 
     @property
     def total_tokens(self) -> int:

@@ -83,7 +83,6 @@ class ExplainLog:
         self._most = picks
         self._budget = budget
         self._order: deque[Explained] = deque()
-        self._by_id: dict[str, list[Explained]] = {}
         self._names: Names = {}
         self._epoch = -1
         self.bytes = 0
@@ -99,23 +98,19 @@ class ExplainLog:
         if self._epoch != self._fleet.epoch:
             self._names = {slot: name for name, slot in self._fleet.workers().items()}
             self._epoch = self._fleet.epoch
-        known = Explained(request, pick, attempt, at, self._names)
-        self._order.append(known)
-        self._by_id.setdefault(request.id, []).append(known)
+        known, order = Explained(request, pick, attempt, at, self._names), self._order
+        order.append(known)
         self.bytes += known.size
-        while len(self._order) > self._most or (self.bytes > self._budget and len(self._order) > 1):
-            self._forget(self._order.popleft())
+        while len(order) > self._most or (self.bytes > self._budget and len(order) > 1):
+            self.bytes -= order.popleft().size
 
     def find(self, request_id: str) -> list[Explained]:
-        """The picks made for a request, in order; empty when none is remembered."""
-        return list(self._by_id.get(request_id, ()))
+        """The picks made for a request, in order; empty when none is remembered.
 
-    def _forget(self, oldest: Explained) -> None:
-        self.bytes -= oldest.size
-        same = self._by_id[oldest.request.id]
-        del same[0]  # picks of one request are forgotten in the order they were made
-        if not same:
-            del self._by_id[oldest.request.id]
+        Looks at all that are remembered, a fraction of a millisecond: asking is rare, remembering is not. At a copy,
+        since whoever asks may stand in another thread.
+        """
+        return [known for known in tuple(self._order) if known.request.id == request_id]
 
 
 def _plain(number: Any) -> float | None:

@@ -19,10 +19,20 @@ _UNDELIVERED = frozenset({Failure.CONNECT_REFUSED, Failure.CONNECT_TIMEOUT, Fail
 
 
 def prefill_leg(
-    request: Request, fleet: Fleet, pick: Pick, limits: RetryLimits, split: SplitLimits, now: float, seed: int
+    request: Request,
+    fleet: Fleet,
+    pick: Pick,
+    barred: frozenset[int],
+    limits: RetryLimits,
+    split: SplitLimits,
+    now: float,
+    seed: int,
 ) -> Generator[Action, Event, tuple[Transfer | None, float]]:
-    """Run the first leg of a pick, elsewhere in the domain where it fails; returns what is held, and the time."""
-    slot, excluded = pick.prefill, frozenset({pick.decode})
+    """Run the first leg of a pick, elsewhere in the domain where it fails; returns what is held, and the time.
+
+    Never at slots in `barred`.
+    """
+    slot, excluded = pick.prefill, barred | {pick.decode}
     for attempt in range(split.attempts):
         if slot is None or (request.deadline is not None and now >= request.deadline):
             break

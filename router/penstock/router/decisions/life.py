@@ -96,7 +96,7 @@ def live(
             return
         past.number += 1
         if past.split is _SPLIT and past.transfer is None and split is not None:
-            past.transfer, now, there = yield from _held(request, fleet, answer, limits, split, now, seed)
+            past.transfer, now, there = yield from _held(request, fleet, answer, past.barred, limits, split, now, seed)
             if not there:
                 past.excluded |= {answer.decode}
                 continue
@@ -169,7 +169,14 @@ def _attempt(
 
 
 def _held(
-    request: Request, fleet: Fleet, pick: Pick, limits: RetryLimits, split: SplitLimits, now: float, seed: int
+    request: Request,
+    fleet: Fleet,
+    pick: Pick,
+    barred: frozenset[int],
+    limits: RetryLimits,
+    split: SplitLimits,
+    now: float,
+    seed: int,
 ) -> Generator[Action, Event, tuple[Transfer | None, float, bool]]:
     """Run the first leg while the decode worker's place is held, so that a crowd does not choose it meanwhile.
 
@@ -177,7 +184,7 @@ def _held(
     """
     place = fleet.reserve(pick.decode, request.prompt_tokens, request.max_tokens, cached_tokens=request.prompt_tokens)
     try:
-        transfer, now = yield from prefill_leg(request, fleet, pick, limits, split, now, seed)
+        transfer, now = yield from prefill_leg(request, fleet, pick, barred, limits, split, now, seed)
         return transfer, now, fleet.holds(place) and not fleet.withdrawn[pick.decode]
     finally:
         fleet.release(place)

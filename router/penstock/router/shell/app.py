@@ -38,7 +38,7 @@ class Router:
         self.models = ModelTable()
         self.gateway = Gateway(settings, self.fleet, self.models)
         self._not_ready = "starting"
-        self._scraping: asyncio.Task[None] | None = None
+        self._scraping: list[asyncio.Task[None]] = []
         self._discovery: ClusterDiscovery | None = None
         self._rpc: RpcServer | None = None
         self._prompts: Prompts | None = None
@@ -63,15 +63,17 @@ class Router:
             if settings.scrape_interval:
                 sizes = self._prompts.learned_block_size if self._prompts is not None else None
                 scraper = LoadScraper(self.fleet, settings.scrape_interval, self.gateway.loop.time, sizes)
-                self._scraping = asyncio.create_task(scraper.run())
+                self._scraping.append(asyncio.create_task(scraper.run()))
+            if settings.adapter_interval:
+                self._scraping.append(asyncio.create_task(self.gateway.adapters.run(settings.adapter_interval)))
             _calm_the_collector()
             self._not_ready = ""
             log.info("serving", extra={"port": port, "models": self.models.names(), "workers": len(self.fleet)})
             await stop.wait()
             await self._leave()
         finally:
-            if self._scraping is not None:
-                self._scraping.cancel()
+            for task in self._scraping:
+                task.cancel()
             if self._rpc is not None:
                 await self._rpc.stop()
             await self.gateway.close()
@@ -103,7 +105,13 @@ class Router:
 
         gateway = self.gateway
         self._rpc = RpcServer(
-            self.settings, self.fleet, self.models, gateway.counters, gateway.explanations, self._prompts
+            self.settings,
+            self.fleet,
+            self.models,
+            gateway.counters,
+            gateway.explanations,
+            self._prompts,
+            gateway.adapters,
         )
         log.info("serving gRPC", extra={"port": await self._rpc.start()})
 

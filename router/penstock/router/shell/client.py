@@ -73,6 +73,8 @@ class ClientConnection(asyncio.Protocol):
         """Called by the loop."""
         # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]).encode() if isinstance(peer, tuple) else b"unknown"
         gateway = self._gateway
         gateway.counters.accepted_connections += 1
         gateway.connections.add(self)
@@ -239,7 +241,7 @@ class ClientConnection(asyncio.Protocol):
         """The request being served has its answer; turn to the next one."""
         self._exchange = None
         current, self._current = self._current, None
-        if current is not None:
+        if current is not None and current.buffered:
             self._gateway.unbuffer(current)
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -352,7 +354,10 @@ class ClientConnection(asyncio.Protocol):
         if self._held:
             data = self._held + data
             self._held = b""
-        self._write(data)
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            self._gateway.counters.sent_bytes += len(data)
+            transport.write(data)
 
     def respond(self, fault: Fault, inbound: Inbound) -> None:
         """Answer with an error of our own."""
@@ -372,9 +377,6 @@ class ClientConnection(asyncio.Protocol):
 
     def forwarded_for(self, inbound: Inbound) -> bytes:
         """Value of X-Forwarded-For towards the worker: what came, and this client."""
-        if not self._peer and self._transport is not None:
-            peer = self._transport.get_extra_info("peername")
-            self._peer = str(peer[0]).encode() if isinstance(peer, tuple) else b"unknown"
         return inbound.forwarded_for + b", " + self._peer if inbound.forwarded_for else self._peer
 
     # ---- ending -------------------------------------------------------------------------------

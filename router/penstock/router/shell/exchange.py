@@ -48,6 +48,7 @@ class Exchange:
 
     __slots__ = (
         "_attempt",
+        "_barred",
         "_body",
         "_chunked",
         "_client",
@@ -82,8 +83,13 @@ class Exchange:
         model: ServedModel,
         now: float,
         split: SplitLimits | None = None,
+        barred: frozenset[int] = frozenset(),
     ) -> None:
-        """An exchange that has not begun. `split`: limits of its legs, None where it has none."""
+        """An exchange that has not begun. `split`: limits of its legs, None where it has none.
+
+        Slots in `barred` cannot serve it, whatever happens.
+        """
+        self._barred = barred
         self._gateway = gateway
         self._client = client
         self._inbound = inbound
@@ -114,9 +120,9 @@ class Exchange:
 
     def start(self, seed: int) -> None:
         """Begin."""
-        gateway = self._gateway
+        gateway, request, policy = self._gateway, self._request, self._model.policy
         life = live(
-            self._request, gateway.fleet, self._model.policy, gateway.retry_limits, self._started, seed, self._split
+            request, gateway.fleet, policy, gateway.retry_limits, self._started, seed, self._split, self._barred
         )
         self._driver.begin(life)
 

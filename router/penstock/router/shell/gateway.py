@@ -16,6 +16,7 @@ from penstock.core.fleet import Failure, Fleet, Request, Role, Worker
 from penstock.router.decisions import Attempt, RetryLimits, SplitLimits, reads_prompts
 from penstock.router.decisions.explain import ExplainLog
 from penstock.router.decisions.leg_forms import can_split
+from penstock.router.shell.adapters import Adapters
 from penstock.router.shell.client import ClientConnection
 from penstock.router.shell.exchange import Exchange
 from penstock.router.shell.forms import BYTES_PER_TOKEN, Fault, read_envelope, strip_transfer_params
@@ -48,6 +49,8 @@ class Gateway:
         self.settings = settings
         self.fleet = fleet
         self.models = models
+        self.adapters = Adapters(fleet)
+        """LoRA adapters that workers have loaded."""
         self.counters = Counters()
         self.explanations = ExplainLog(fleet, settings.explain_picks)
         self.prompts: Prompts | None = None
@@ -210,13 +213,13 @@ class Gateway:
         elif path == _HEALTH:
             client.respond_json(b"", inbound)
         elif path == _MODELS:
-            client.respond_json(self.models.listing(), inbound)
+            client.respond_json(self.models.listing(self.adapters.all()), inbound)
         else:
             self._model(client, inbound)
 
     def _model(self, client: ClientConnection, inbound: Inbound) -> None:
         name = inbound.path[len(_MODEL) :].decode("utf-8", "replace")
-        entry = self.models.entry(name)
+        entry = self.models.entry(name, self.adapters.find(name))
         if entry is None:
             self._fault(client, inbound, self._unknown_model(name))
         else:
@@ -230,7 +233,11 @@ class Gateway:
         if isinstance(envelope, Fault):
             self._fault(client, inbound, envelope)
             return
+        adapter = None
         model = self.models.get(envelope.model)
+        if model is None:
+            adapter = self.adapters.find(envelope.model)
+            model = None if adapter is None else self.models.get(adapter.base)
         if model is None:
             self._fault(client, inbound, self._unknown_model(envelope.model))
             return
@@ -249,10 +256,12 @@ class Gateway:
             ttft_ms=model.ttft_ms,
             tpot_ms=model.tpot_ms,
             streams=bool(envelope.stream),
+            adapter=None if adapter is None else adapter.key,
         )
+        barred = frozenset[int]() if adapter is None else self.adapters.without(adapter)
         legs = bool(self.fleet.view().candidates(model.name, _DECODE).size) and can_split(stripped)
         split = self.split_limits if legs else None
-        exchange = Exchange(self, client, inbound, stripped, request, model, now, split)
+        exchange = Exchange(self, client, inbound, stripped, request, model, now, split, barred)
         self.exchanges.add(exchange)
         client.begin_exchange(exchange)
         seed = next(self._ids)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 from penstock.router.decisions import Policy
+from penstock.router.shell.adapters import LoadedAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,25 @@ class ModelTable:
         """Names, sorted."""
         return sorted(self._models)
 
-    def listing(self) -> bytes:
-        """Answer to `GET /v1/models` in OpenAI's form."""
-        return msgspec.json.encode({"object": "list", "data": [_entry(self._models[n]) for n in self.names()]})
+    def listing(self, adapters: Iterable[LoadedAdapter] = ()) -> bytes:
+        """Answer to `GET /v1/models` in OpenAI's form: models, then adapters of theirs."""
+        entries = [_entry(self._models[name]) for name in self.names()]
+        known = [(adapter, self._models.get(adapter.base)) for adapter in adapters if adapter.name not in self._models]
+        entries += [_adapter_entry(adapter, base) for adapter, base in known if base is not None]
+        return msgspec.json.encode({"object": "list", "data": entries})
 
-    def entry(self, name: str) -> bytes | None:
-        """Answer to `GET /v1/models/{model}`, `None` when it is not served."""
+    def entry(self, name: str, adapter: LoadedAdapter | None = None) -> bytes | None:
+        """Answer to `GET /v1/models/{model}`, `None` when it is not served; `adapter` is the one of that name."""
         model = self._models.get(name)
-        return None if model is None else msgspec.json.encode(_entry(model))
+        if model is not None:
+            return msgspec.json.encode(_entry(model))
+        base = None if adapter is None else self._models.get(adapter.base)
+        return None if adapter is None or base is None else msgspec.json.encode(_adapter_entry(adapter, base))
+
+
+def _adapter_entry(adapter: LoadedAdapter, base: ServedModel) -> dict[str, object]:
+    """As vLLM lists an adapter: its base is its parent."""
+    return _entry(base) | {"id": adapter.name, "root": adapter.path, "parent": base.name}
 
 
 def _entry(model: ServedModel) -> dict[str, object]:

@@ -7,6 +7,7 @@ Who has what cached is the longer of two answers: the engines' own KV events, an
 there. The second holds for seconds where events will confirm it, for minutes where none ever come.
 """
 
+import dataclasses
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -128,7 +129,7 @@ class Prompts:
         """The request with its prompt's exact tokens and block hashes; as it was where they cannot be told."""
         self.follow(request.model)
         try:
-            done = await self.tokens.tokenize(read_request(body, chat=chat), self._ask(request.model))
+            done = await self.tokens.tokenize(read_request(body, chat=chat), self._ask(request))
         except (PromptError, TokensUnknown) as problem:
             return _undescribed(request, problem)
         return _described(request, done)
@@ -137,7 +138,7 @@ class Prompts:
         """The same where nothing has to be waited for; `None` where something has: then `describe` it."""
         self.follow(request.model)
         try:
-            done = self.tokens.at_once(read_request(body, chat=chat), self._ask(request.model))
+            done = self.tokens.at_once(read_request(body, chat=chat), self._ask(request))
         except (PromptError, TokensUnknown) as problem:
             return _undescribed(request, problem)
         return None if done is None else _described(request, done)
@@ -217,15 +218,16 @@ class Prompts:
         recent = self._recent[model] = RecentPicks(self._settings.kv_index_bytes // 4)
         self._fleet.index_by(model, _Known(model, self._events, recent), size)
 
-    def _ask(self, model: str) -> Ask:
-        """Whose tokens are wanted, and who may be asked for them."""
+    def _ask(self, request: Request) -> Ask:
+        """Whose tokens are wanted, and who may be asked for them; an adapter's go by its base, its blocks do not."""
+        model = request.model
         ask = self._asks.get(model)
         if ask is None:
             naming = BlockNaming(self._block_tokens[model], self._settings.kv_hash_seed)
             ready = self._fleet.view().ready(model)[:_ENGINES_ASKED]
             workers = [self._fleet.worker(int(slot)) for slot in ready]
             ask = self._asks[model] = Ask(model, naming, [f"http://{w.host}:{w.port}" for w in workers])
-        return ask
+        return ask if request.adapter is None else dataclasses.replace(ask, adapter=request.adapter)
 
 
 def _described(request: Request, done: Tokenized) -> Request:

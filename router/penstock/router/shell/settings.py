@@ -46,6 +46,7 @@ class Settings:
     workers: str = _flag("", "fixed workers, model=http://host:port,...; instead of Kubernetes")
     watch_namespaces: str = _flag("", "comma-separated namespaces to watch; empty means all")
     policy: str = _flag(DEFAULT_POLICY, "policy of models whose deployment names none")
+    adapter_interval: float = _flag(5.0, "seconds between two questions which LoRA adapters a worker has; 0: none")
     scrape_interval: float = _flag(5.0, "seconds between two looks at a worker's own load; 0 turns it off")
 
     max_body_bytes: int = _flag(16 * MIB, "largest request body; larger is answered 413")

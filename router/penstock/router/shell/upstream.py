@@ -156,10 +156,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop with what the worker sent."""
-        if self._sink is None:
-            self.abort()  # nobody asked: either surplus of an earlier response, or not a worker at all
-        elif self._in_message:
+        if self._in_message:
             self._pass(data)
+        elif self._sink is None:
+            self.abort()  # nobody asked: either surplus of an earlier response, or not a worker at all
         elif self._head_held:
             self._buffer = data
             self._announce()
@@ -237,6 +237,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Pass body bytes on; never a byte beyond the end of the message."""
         sink = self._sink
         if sink is None:
+            self.abort()  # surplus, or the rest of what nobody wants any more
             return
         whole = self._feed(data) if data else True
         if not whole and not self._complete:

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 from penstock.core.fleet import Fleet
 from penstock.router.decisions import SplitLimits
 from penstock.router.decisions.explain import ExplainLog
+from penstock.router.shell.adapters import Adapters
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable
 from penstock.router.shell.prompts import Prompts
@@ -39,6 +40,7 @@ class RpcServer:
         counters: Counters,
         explanations: ExplainLog,
         prompts: Prompts | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """Assemble; `OSError` or `ValueError` when tokens cannot be read. Without `prompts` picks go by load."""
         limits = Limits(
@@ -49,7 +51,7 @@ class RpcServer:
             max_lease_seconds=settings.max_lease_seconds,
         )
         loop = asyncio.get_running_loop()
-        self.service = RouterService(fleet, models, counters, explanations, limits, loop.time, prompts)
+        self.service = RouterService(fleet, models, counters, explanations, limits, loop.time, prompts, adapters)
         self._health = health.aio.HealthServicer()
         self._expiring: asyncio.Task[None] | None = None
         self._settings = settings

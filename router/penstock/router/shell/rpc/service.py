@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import grpc
+from msgspec.structs import replace
 from penstock.core.fleet import Fleet, Rejection, Request
 from penstock.router.decisions import SplitLimits
 from penstock.router.decisions.explain import ExplainLog
 from penstock.router.decisions.leases import Lease, Leases, slots_named
 from penstock.router.decisions.policies import reads_prompts
+from penstock.router.shell.adapters import Adapters
 from penstock.router.shell.metrics import Counters
 from penstock.router.shell.models import ModelTable, ServedModel
 from penstock.router.shell.prompts import Prompts
@@ -62,9 +64,11 @@ class RouterService(router_pb2_grpc.RouterServicer):
         limits: Limits,
         clock: Callable[[], float],
         prompts: Prompts | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """`clock` is the one the fleet's times are on, in seconds; all but the limits is shared with other doors."""
         self._prompts = prompts
+        self._adapters = adapters or Adapters(fleet)
         self.leases = Leases(fleet)
         self.draining = False
         """Whether new picks are refused because this process is about to end."""
@@ -166,9 +170,12 @@ class RouterService(router_pb2_grpc.RouterServicer):
         if self.draining:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "Draining", "this router is about to end; ask another one", 0.0)
         check_request(message)
-        model = self._served(message.model)
+        adapter = None if self._models.get(message.model) is not None else self._adapters.find(message.model)
+        model = self._served(message.model if adapter is None else adapter.base)
         made_id = f"{self._id_prefix}-{next(self._seeds):x}"
         request = read_request(message, model, made_id, _deadline(message, remaining, self._clock()))
+        if adapter is not None:
+            request = replace(request, adapter=adapter.key)
         if self._prompts is None or not reads_prompts(model.policy):
             return request
         body = completion_body(message)
@@ -184,7 +191,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         if len(self.leases) >= self._limits.leases:
             text = f"this router holds {len(self.leases)} leases, as many as it may; release some, or try again"
             raise self._refuse(request, Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "TooManyLeases", text, 1.0))
-        excluded = slots_named(self._fleet, tuple(message.exclude_workers))
+        excluded = slots_named(self._fleet, tuple(message.exclude_workers)) | self._unable(request)
         lease_id, seed = secrets.token_urlsafe(16), next(self._seeds)
         granted = self.leases.grant(lease_id, request, model.policy, now, seed, ttl, excluded, self._limits.split)
         if isinstance(granted, Rejection):
@@ -195,6 +202,11 @@ class RouterService(router_pb2_grpc.RouterServicer):
             self._prompts.picked(request, granted.pick)
         log.debug("picked", extra={"request": request.id, "lease": lease_id, "tenant": message.tenant})
         return granted, pick_message(granted, ttl, self._fleet)
+
+    def _unable(self, request: Request) -> frozenset[int]:
+        """Slots that lack the adapter a request wants."""
+        adapter = None if request.adapter is None else self._adapters.find(request.adapter[0])
+        return frozenset() if adapter is None else self._adapters.without(adapter)
 
     def _ttl(self, message: router_pb2.PickRequest) -> float:
         asked = message.lease_ttl_ms / 1000 if message.lease_ttl_ms else self._limits.lease_seconds
