@@ -71,19 +71,20 @@ def _late(queues: Scheduler) -> list[Active]:
 def admits_nobody(queues: Scheduler) -> bool:
     """Whether a step in which all that run decode would admit nobody. Then no later one does either, as long as nobody
     ends or gives back blocks: decoding only takes more of them."""
-    config = queues.config
     if queues.ready:
         return False
+    swapped = queues.host.out
+    active = swapped[0] if swapped else queues.waiting.head()
+    config = queues.config
+    if active is None or len(queues.running) >= config.max_num_seqs:
+        return True
     prefill_first = config.scheduler is BatchScheduler.PREFILL_FIRST
-    beside = len(_late(queues)) if prefill_first and not queues.host.out else len(queues.running)
+    beside = len(_late(queues)) if prefill_first and not swapped else len(queues.running)
     budget = config.max_num_batched_tokens - beside
-    if budget <= 0 or len(queues.running) >= config.max_num_seqs:
+    if budget <= 0:
         return True
-    if queues.host.out:
-        return not queues.fits_back(queues.host.out[0])
-    active = queues.waiting.head()
-    if active is None:
-        return True
+    if swapped:
+        return not queues.fits_back(active)
     if config.scheduler is BatchScheduler.DECODE_FIRST and not queues.wants_transfer(active):
         return True
     return not queues.fits(active, budget, alone=prefill_first)
