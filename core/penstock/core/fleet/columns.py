@@ -244,7 +244,7 @@ class Fleet:
         self._ledger[reservation.id] = reservation
         if cached_tokens < prompt_tokens:
             self._prefilling.add(reservation.id)
-            self._queue(slot, reservation.pending, 1.0)
+            self._queue(reservation, 1.0)
         self._in_flight[slot] += 1
         self._context[slot] += reservation.context_tokens
         self._outstanding[slot] += prompt_tokens + max_tokens
@@ -260,7 +260,8 @@ class Fleet:
         if self._ledger.pop(reservation.id, None) is None:
             return False
         slot = reservation.slot
-        self.prefilled(reservation)
+        if reservation.id in self._prefilling:
+            self.prefilled(reservation)
         self._in_flight[slot] -= 1
         self._context[slot] -= reservation.context_tokens
         self._outstanding[slot] -= reservation.prompt_tokens + reservation.max_tokens
@@ -276,18 +277,19 @@ class Fleet:
         if reservation.id not in self._prefilling:
             return False
         self._prefilling.remove(reservation.id)
-        self._queue(reservation.slot, reservation.pending, -1.0)
+        self._queue(reservation, -1.0)
         return True
 
     def prefilled_by(self, reservation: Reservation, at: float) -> None:
         """Take the prompt as computed at this time (seconds, the caller's clock) if nobody says so before."""
         heappush(self._prefilled_by, (at, reservation.id, reservation))
 
-    def _queue(self, slot: int, work: tuple[float, float, float], sign: float) -> None:
-        pending, at = self._pending, 3 * slot
-        pending[at] += sign * work[0]
-        pending[at + 1] += sign * work[1]
-        pending[at + 2] += sign * work[2]
+    def _queue(self, reservation: Reservation, sign: float) -> None:
+        pending, at = self._pending, 3 * reservation.slot
+        requests, tokens, work = reservation.pending
+        pending[at] += sign * requests
+        pending[at + 1] += sign * tokens
+        pending[at + 2] += sign * work
 
     def index_by(self, model: str, index: PrefixIndex, block_tokens: int) -> None:
         """Ask this index who has cached how much of a prompt for `model`; its blocks have `block_tokens` tokens."""
