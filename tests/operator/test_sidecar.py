@@ -2,6 +2,7 @@
 
 import pytest
 from penstock.operator.decisions.writes import Apply
+from penstock.operator.shell.kube import path_of
 
 IMAGE = "penstock/sidecar:1"
 POOLS = [
@@ -107,3 +108,10 @@ def test_another_release_of_the_sidecar_rolls_nobody(world, before, after):
     world.settle()
     assert [item["metadata"]["name"] for item in world.of("ReplicaSet")] == made
     assert {c["image"] for c in sidecars(world).values()} == ({before} if before else set())
+
+
+def test_whatever_is_written_the_client_knows_the_address_of(apart):
+    for write in apart.log:
+        ref = write.ref
+        assert path_of(ref.api_version, ref.kind, ref.namespace, ref.name)
+    assert {"Service", "ConfigMap", "WorkerPool"} <= {write.ref.kind for write in apart.log}

@@ -58,11 +58,12 @@ def desired(seen: Observed, failure: str = "") -> Desired:
         leaving=tuple(pool.meta.name for pool in _unwanted(seen, found.plan)),
         failure=failure or foreign,
     )
-    writes = (*found.writes, *service_writes(seen), *(write for state in states for write in state.writes))
+    writes = (*found.writes, *(write for state in states for write in state.writes))
     said = (*found.said, *(said for state in states for said in state.said), *leaving.said)
     statuses = _statuses(seen, states, health, found.plan, summary)
     return Desired(
-        writes=(*writes, *statuses, *leaving.writes),  # removals last: what is gone has no status to write
+        # Removals last: what is gone has no status to write. No worker waits for a Service, so it follows the status.
+        writes=(*writes, *statuses, *service_writes(seen), *leaving.writes),
         events=(*events(seen.deployment, said), *transitions(seen.deployment, statuses)),
         requeue_after=_requeue(seen, states, health, bool(foreign)),
     )

@@ -39,6 +39,7 @@ PLURALS: Mapping[tuple[str, str], str] = {
     ("v1", "Pod"): "pods",
     ("v1", "Node"): "nodes",
     ("v1", "ConfigMap"): "configmaps",
+    ("v1", "Service"): "services",
     ("events.k8s.io/v1", "Event"): "events",
     ("coordination.k8s.io/v1", "Lease"): "leases",
 }
