@@ -30,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts" / "penstock"
 SYSTEM = "penstock-system"
 RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+SIDECAR = "penstock/sidecar:1"
 POOL = "llama-serve-a100-80g"
 
 
@@ -208,7 +209,7 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def operator(rights: Path, log: Path) -> Iterator[Operator]:
     """A running operator that ends cleanly and was never refused anything."""
-    running = Operator(rights, log)
+    running = Operator(rights, log, f"--sidecar-image={SIDECAR}")
     yield running
     if running.process.poll() is None:
         assert running.end() == 0
@@ -261,6 +262,12 @@ def test_prefill_and_decode_pools_run_and_a_change_of_kv_compatibility_rolls_bot
     assert set(pools) == {"Prefill", "Decode"} and pools["Prefill"]["kvHash"] == pools["Decode"]["kvHash"]
     old = pods_by_hash(cluster)
     assert list(old) == [pools["Prefill"]["kvHash"]]
+    (service,) = prefill_services(cluster)
+    for pod in cluster.all("pods"):
+        is_decode = pod["metadata"]["labels"]["penstock.dev/role"] == "Decode"
+        assert [c["image"] for c in pod["spec"].get("initContainers", [])] == [SIDECAR] * is_decode
+        chosen = service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+        assert chosen is not is_decode
     cluster.patch("mdep", "llama", {"engine": {"args": ["--block-size", "32"]}})
 
     def rolled() -> bool:
@@ -269,6 +276,14 @@ def test_prefill_and_decode_pools_run_and_a_change_of_kv_compatibility_rolls_bot
         return len(now) == 1 and now != old and cluster.workers() == "3/3"
 
     eventually(rolled, "both sides of the new hash only")
+    eventually(lambda: len(prefill_services(cluster)) == 2, "a Service for each hash that has a ReplicaSet")
+    cluster.must("delete", "mdep", "llama", "--wait=true", "--timeout=30s")
+    eventually(lambda: not prefill_services(cluster), "Services go with their ReplicaSets")
+
+
+def prefill_services(cluster: Cluster) -> list[Any]:
+    """The headless Services by which sidecars know prefill workers."""
+    return [s for s in cluster.all("services") if s["metadata"]["name"].startswith("prefill-")]
 
 
 def pods_by_hash(cluster: Cluster) -> dict[str, set[str]]:
