@@ -76,6 +76,7 @@ OVERVIEW = Row(
             ),
             kind="table",
             width=24,
+            height=6,
             steps=WORST_FIRST,
         ),
     ),
@@ -140,8 +141,8 @@ SCALING = Row(
             stacked=True,
         ),
         Panel(
-            "Cost per hour",
-            "At the prices of the AcceleratorClasses, by class, against the budget.",
+            "Cost by class",
+            "Per hour, at the prices of the AcceleratorClasses, against the budget.",
             (
                 Q(
                     f"sum by (accelerator) (max by (accelerator, worker_pool) ({A}_held_cost_per_hour{{{D}}}))",
@@ -155,20 +156,20 @@ SCALING = Row(
             "Changes and refusals",
             "Of the autoscaler, over all deployments: ScaledOut and ScaledIn are changes, the rest what the guard did "
             "not allow, counted at every cycle.",
-            (Q("sum by (reason) (rate(penstock_autoscaler_decisions_total[$__rate_interval]))", "{{reason}}"),),
+            (Q("sum by (reason) (rate(penstock_autoscaler_decisions_total[$__rate_interval])) > 0", "{{reason}}"),),
             unit="ops",
         ),
         Panel(
             "Signals: age",
             "Of the oldest sample used. Above 20 s nothing is taken away any more.",
-            (Q(most(f"{A}_deployment_signal_age_seconds", D, "signal"), "{{signal}}"),),
+            (Q(most(f"{A}_pool_signal_age_seconds", D, "pool"), "{{pool}}"),),
             unit="s",
             steps=((None, GREEN), (20, RED)),
         ),
         Panel(
             "Signals: share of the workers that answer",
             "Below 90 % nothing is taken away any more. See why scrapes fail: NetworkPolicy, hung engines.",
-            (Q(f"min by (signal) ({A}_deployment_signal_coverage_ratio{{{D}}})", "{{signal}}"),),
+            (Q(f"min by (pool) ({A}_pool_signal_coverage_ratio{{{D}}})", "{{pool}}"),),
             unit="percentunit",
             most=1,
         ),

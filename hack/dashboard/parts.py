@@ -42,7 +42,10 @@ Steps = Sequence[tuple[float | None, str]]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel. `kind` is `timeseries`, `stat`, `table` or `states`; `width` in columns of 24."""
+    """One panel. `kind` is `timeseries`, `stat`, `table` or `states`.
+
+    `width` is in columns of 24, `height` in cells; a `stat` is 4 high.
+    """
 
     title: str
     text: str
@@ -50,6 +53,7 @@ class Panel:
     unit: str = "short"
     kind: str = "timeseries"
     width: int = 8
+    height: int = 8
     steps: Steps = ()
     most: float | None = None
     stacked: bool = False
@@ -72,7 +76,7 @@ def build(panel: Panel, number: int, runbook: str) -> Builder:
     """Grafana's panel, numbered so that links to it stay; `runbook` is the address of the runbook's page."""
     made = {"timeseries": _lines, "stat": _stat, "table": _table, "states": _states}[panel.kind](panel)
     made.id(number).title(panel.title).description(panel.text).datasource(DATASOURCE)
-    made.span(panel.width).height(4 if panel.kind == "stat" else 8)
+    made.span(panel.width).height(4 if panel.kind == "stat" else panel.height)
     for index, query in enumerate(panel.queries):
         made.with_target(_target(panel, query, chr(ord("A") + index)))
     if panel.runbook:

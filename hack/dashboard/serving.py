@@ -138,9 +138,9 @@ REQUESTS = Row(
             "Retries and continued streams cost clients a pause, refusals and breaks an error. Steady retries: the "
             "reason names how workers fail.",
             (
-                Q(rate("penstock_router_rejected_total", M, "reason"), "refused {{reason}}"),
-                Q(rate("penstock_router_retries_total", M, "reason"), "retried {{reason}}"),
-                Q(rate("penstock_router_cut_total", M, "reason"), "broken {{reason}}"),
+                Q(rate("penstock_router_rejected_total", M, "reason") + " > 0", "refused {{reason}}"),
+                Q(rate("penstock_router_retries_total", M, "reason") + " > 0", "retried {{reason}}"),
+                Q(rate("penstock_router_cut_total", M, "reason") + " > 0", "broken {{reason}}"),
                 Q(rate("penstock_router_continued_total", M), "continued elsewhere"),
                 Q(rate("penstock_router_client_gone_total", M), "client left"),
             ),
@@ -208,6 +208,19 @@ APART = Row(
             unit="s",
         ),
         Panel(
+            "Legs run by sidecars",
+            "For clients of gRPC picks and of Envoy-based gateways, whose requests reach the decode worker's sidecar. "
+            "Refused: somebody names prefill workers that are none.",
+            (
+                Q(rate("penstock_workers_sidecar_legs_total", D, "reason"), "leg {{reason}}"),
+                Q(rate("penstock_workers_sidecar_decodes_total", D, "reason"), "decode {{reason}}"),
+                Q(rate("penstock_workers_sidecar_refused_prefillers_total", D, "reason"), "refused {{reason}}"),
+                Q(rate("penstock_workers_sidecar_cut_answers_total", D, "reason"), "broken {{reason}}"),
+            ),
+            unit="reqps",
+            width=6,
+        ),
+        Panel(
             "Workers: prefill to decode",
             "Ready prefill workers for each ready decode worker. It follows the mix of tokens and should hold still "
             "while both scale.",
@@ -218,12 +231,14 @@ APART = Row(
                     "prefill : decode",
                 ),
             ),
+            width=6,
         ),
         Panel(
             "KV cache moved between workers",
             "Bytes per second pulled by decode workers, over all of them.",
             (Q(rate("vllm:nixl_bytes_transferred_sum", D), "moved"),),
             unit="Bps",
+            width=6,
         ),
         Panel(
             "Transfers that failed or came too late",
@@ -234,6 +249,7 @@ APART = Row(
                 Q(rate("vllm:nixl_num_kv_expired_reqs_total", D), "expired unread"),
             ),
             unit="ops",
+            width=6,
             runbook="prompts-are-computed-twice",
         ),
     ),

@@ -57,7 +57,8 @@ CACHE = Row(
         Panel(
             "Hits: predicted and measured",
             "Share of prompt tokens that picks expected in the worker's cache, and what the engine found. The lines "
-            "lie on each other when the KV index is right.",
+            "lie on each other when the KV index is right. What a prefill worker sends counts as cached where it is "
+            "decoded.",
             (
                 Q(most("penstock_router_hit_predicted_ratio", M), "predicted"),
                 Q(most("penstock_router_hit_measured_ratio", M), "measured"),
@@ -122,8 +123,8 @@ CACHE = Row(
         ),
         Panel(
             "Who made the tokens",
-            "`files` is exact and costs no call; `engine` asks a worker's /tokenize; what stays unknown is picked "
-            "without its prefix.",
+            "`files` and `built-in`: the router itself; `ids`: the client sent tokens; `engine`: asked of a worker's "
+            "/tokenize. What stays unknown is picked without its prefix.",
             (
                 Q(rate("penstock_router_tokenized_requests_total", M, "source"), "{{source}}"),
                 Q(rate("penstock_router_untokenized_requests_total", M, "reason"), "unknown: {{reason}}"),
