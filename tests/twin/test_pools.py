@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -19,6 +20,7 @@ from penstock.router.decisions.split import SplitLimits
 from penstock.simulator import (
     Crash,
     FirstToken,
+    Level,
     Link,
     LostEvents,
     Partition,
@@ -28,11 +30,15 @@ from penstock.simulator import (
     StartUp,
     Throttle,
     Timeouts,
+    Topology,
     Twin,
+    parse_nodes,
+    simulate,
 )
 
 ONE = Parallelism(tensor=1)
 QUICK = StartUp(0, 0, 1, 1, 1)
+FULL = 400  # Examples where there is time.
 
 
 def pool(name: str, role: Role, replicas: int, degrees: Parallelism = ONE) -> PoolSpec:
@@ -135,7 +141,11 @@ def faults(draw: st.DrawFn) -> Crash | Slow | Throttle | Partition | LostEvents:
             return LostEvents(at, until, who, replayed=draw(st.booleans()))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=FULL if os.environ.get("PENSTOCK_FULL") else 8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     faults=st.lists(faults(), max_size=5),
     seed=st.integers(0, 10_000),
@@ -162,3 +172,44 @@ def test_whatever_breaks_every_request_ends_once(
     twin = play_checked(broken, trace)
     again = Twin(broken, trace, iter(random.Random(seed).sample(range(10_000_000), 200_000))).run()
     assert again.outcomes == twin.outcomes
+
+
+@pytest.mark.parametrize("first", list(FirstToken))
+def test_leaping_is_walking_apart_and_with_faults_too(apart: Scenario, first: FirstToken) -> None:
+    faults = (Crash(4.0, 2), Slow(2.0, 6.0, 3, 1.7), Throttle(1.0, 5.0, 0, 0.7), Partition(6.0, 7.0, 1))
+    leaping = replace(apart, faults=faults, first_token=first, policy="KVAware", kv_capacity=12_000)
+    for seed in range(3):
+        trace = trace_of(seed, 60)
+        leapt, walked = simulate(leaping, trace), simulate(replace(leaping, walk=True), trace)
+        assert leapt.events < 0.7 * walked.events
+        assert (leapt.steps, leapt.kv_moved.tokens) == (walked.steps, walked.kv_moved.tokens)
+        for a, b in zip(leapt.outcomes, walked.outcomes, strict=True):
+            assert (a.verdict, a.output_tokens, a.cached_tokens) == (b.verdict, b.output_tokens, b.cached_tokens)
+            assert a.ttft_s == pytest.approx(b.ttft_s, rel=1e-9)
+            assert a.e2e_s == pytest.approx(b.e2e_s, rel=1e-9)
+        assert leapt.resources.total.joules == pytest.approx(walked.resources.total.joules, rel=1e-9)
+
+
+def test_picks_stay_inside_a_transfer_domain(scenario: Scenario) -> None:
+    """Two racks with a pair each: no KV crosses the racks' uplinks, which here are slow."""
+    pools = tuple(pool(f"{role.name}-{rack}", role, 1) for rack in range(2) for role in (Role.PREFILL, Role.DECODE))
+    nodes = parse_nodes("a100-80g=4x1")
+    tree = Topology(nodes_per_rack=2, rack_gbytes_per_s=0.1, domain=Level.RACK)
+    kept = replace(scenario, groups=nodes, pools=pools, topology=tree, policy="LeastLoaded")
+    trace = trace_of(1, 60)
+    inside = simulate(kept, trace)
+    assert inside.kv_moved.transfers > 30
+    free = simulate(replace(kept, topology=Topology(nodes_per_rack=2, domain=Level.RACK)), trace)
+    assert inside.outcomes == free.outcomes
+    crossing = simulate(replace(kept, topology=replace(tree, domain=Level.CLUSTER)), trace)
+    assert sum(one.ttft_s for one in crossing.outcomes) > 2 * sum(one.ttft_s for one in inside.outcomes)
+
+
+def test_a_pool_may_have_limits_and_a_pace_of_its_own(apart: Scenario) -> None:
+    first, second = apart.pools
+    own = replace(first, max_num_batched_tokens=512, max_num_seqs=7, profile=apart.profile.scaled(prefill=2.0))
+    twin = Twin(replace(apart, pools=(own, second)), trace_of(0, 5))
+    assert [spec.config.max_num_batched_tokens for spec in twin.specs] == [512, 512, 8192, 8192]
+    assert [spec.config.max_num_seqs for spec in twin.specs] == [7, 7, 256, 256]
+    assert twin.specs[0].profile.prefill[1] == 2 * twin.specs[2].profile.prefill[1]
+    assert twin.run().kv_moved.transfers > 0
