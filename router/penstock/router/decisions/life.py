@@ -226,7 +226,7 @@ def _is_wanted(
     """
     if past.broken is not None:
         return event.status == 200
-    if past.number >= limits.attempts or event.status < _SERVER_ERROR:
+    if event.status < _SERVER_ERROR or past.number >= limits.attempts:
         return True
     if event.status != SERVICE_UNAVAILABLE:
         return past.transfer is None

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from penstock.router.shell.inbound import Inbound
     from penstock.router.shell.prompts import Prompts
 
+_NEVER = float("inf")
+_NOTHING = (b"", b"")
 _TAIL = 4096
 """Bytes at the end of an answer in which its usage stands."""
 
@@ -104,7 +106,7 @@ class Exchange:
         self._keepsake: Keepsake | None = None
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._tail = (b"", b"")
+        self._tail = _NOTHING
         self._paused = False
         self._chunked = False
         self._event_stream = False
@@ -113,7 +115,7 @@ class Exchange:
         self._code = 0
         self.passing = False
         """Whether a response is being given to the client; false again while somebody else is asked for its rest."""
-        self.deadline = float("inf")
+        self.deadline = _NEVER
         """Loop time at which the worker has been silent for too long."""
 
     # ---- driving ------------------------------------------------------------------------------
@@ -289,18 +291,19 @@ class Exchange:
             waited = gateway.loop.time() - self._started
             gateway.counters.time_to_first_byte[self._model.name].observe(waited)
         self.deadline = gateway.coarse_now + gateway.settings.stream_timeout
-        connection = self._connection
-        if self._keepsake is not None and connection is not None:
-            try:
-                data = self._keepsake.take(data, whole=connection.between_chunks)
-            except Aborted:
-                connection.abort()
-                self.broke(Failure.RESET)
-                return
-            if not data:
-                return
-        elif connection is not None and connection.recoded and self._chunked:
-            data = chunk(data)
+        connection, kept = self._connection, self._keepsake
+        if connection is not None:
+            if kept is not None:
+                try:
+                    data = kept.take(data, whole=connection.between_chunks)
+                except Aborted:
+                    connection.abort()
+                    self.broke(Failure.RESET)
+                    return
+                if not data:
+                    return
+            elif connection.recoded and self._chunked:
+                data = chunk(data)
         self._client.pass_on(data)
 
     def _measure_hit(self, prompts: "Prompts") -> None:
@@ -341,7 +344,7 @@ class Exchange:
                 counters.retries[(model, failure)] += 1
                 if self._leg is not None:
                     counters.legs[(model, failure)] += 1
-        self.deadline = float("inf")
+        self.deadline = _NEVER
         mendable = self.passing and self._keepsake is not None and self._keepsake.mendable()
         if self.passing and self._keepsake is not None and self._keepsake.complete():
             self._close_stream(self._keepsake)
@@ -440,7 +443,8 @@ class Exchange:
 
     def _record(self, now: float) -> None:
         gateway, model = self._gateway, self._model
-        gateway.unbuffer(self._inbound)
+        if self._inbound.buffered:
+            gateway.unbuffer(self._inbound)
         gateway.exchange_over(self)
         gateway.counters.requests[(model.name, model.policy.name, self._code)] += 1
         gateway.counters.duration[model.name].observe(now - self._started)

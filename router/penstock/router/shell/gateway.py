@@ -71,7 +71,7 @@ class Gateway:
         self._sweeper: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._ids = itertools.count(1)
-        self._id_prefix = secrets.token_hex(6)
+        self._id_prefix = secrets.token_hex(6).encode()
 
     # ---- lifetime -----------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Gateway:
         """Keep a sensible X-Request-Id, or make one."""
         given = inbound.request_id
         if not given or len(given) > _MAX_REQUEST_ID or not given.isascii() or b" " in given or b"\t" in given:
-            inbound.request_id = f"{self._id_prefix}-{next(self._ids):x}".encode()
+            inbound.request_id = b"%b-%x" % (self._id_prefix, next(self._ids))
 
     def check_head(self, inbound: Inbound) -> Fault | None:
         """What is wrong with a request that its head already tells."""
