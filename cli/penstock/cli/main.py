@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from penstock.cli import box as box_verbs
 from penstock.cli.explain import explain
+from penstock.cli.plan import plan
 from penstock.cli.replay import replay
 from penstock.cli.simulate import simulate_command
 from penstock.cli.top import top
@@ -26,6 +27,7 @@ app.command()(box_verbs.binaries)
 app.command()(top)
 app.command()(explain)
 app.command()(replay)
+app.command()(plan)
 app.command("simulate")(simulate_command)
 
 

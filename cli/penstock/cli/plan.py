@@ -1,0 +1,229 @@
+"""`penstock plan`: searches the pools on given nodes that serve a trace best, and prints the ModelDeployment.
+
+The table and what is told go to standard error, the manifest to standard output, so that
+`penstock plan ... | kubectl apply -f -` works. Exit code 0 means that a plan holds, 1 that none does, 2 that nothing
+was searched.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from penstock.cli.plan_manifest import manifest
+from penstock.cli.plan_view import PlanProgress, as_json, print_plans
+from penstock.cli.replay_trace import Shape, TraceError, read_trace, shape_trace
+from penstock.cli.values import parse_duration
+from penstock.core.models import ModelArchitecture, find_model, suggest
+from penstock.router.decisions.policies import DEFAULT_POLICY, UnknownPolicy, find_policy
+from penstock.simulator import Impossible, parse_nodes
+from penstock.simulator.planning import (
+    Found,
+    Goal,
+    Objectives,
+    Rank,
+    Space,
+    cells_of,
+    draw_sample,
+    find_plans,
+    what_fits,
+    why_nothing,
+    why_second,
+)
+from penstock.simulator.planning.phases import Mapper
+from rich.console import Console
+
+NOTHING_HOLDS = 1
+NOTHING_SEARCHED = 2
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _percent(text: str) -> float:
+    number = text.removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no percentage; write for example 90%") from None
+    if not (text.endswith("%") and 0 < share <= 1):
+        raise typer.BadParameter(f"{text!r} is no percentage above 0% and up to 100%; write for example 90%")
+    return share
+
+
+_Trace = Annotated[Path, typer.Option(help="What is asked: lengths, and the rate unless --rate is given.")]
+_Model = Annotated[str, typer.Option(help="A model of the catalogue, such as llama-3.1-70b.")]
+_Nodes = Annotated[str, typer.Option(help="class=NODESxACCELERATORS, such as a100-80g=2x8,h100-80g=1x8.")]
+_Objective = Annotated[float, typer.Option(parser=_duration, metavar="DURATION", help="Objective.")]
+_Attainment = Annotated[
+    float, typer.Option(parser=_percent, metavar="PERCENT", help="Requests that must meet both objectives.")
+]
+_Rank = Annotated[Rank, typer.Option(help="What the best plan is best at.")]
+_Rate = Annotated[
+    float | None,
+    typer.Option(min=1e-3, max=1e5, help="Requests a second to hold (default: the trace's); goodput needs none."),
+]
+_Requests = Annotated[int, typer.Option(min=20, max=100_000, help="Length of one run, in requests.")]
+_Most = Annotated[int, typer.Option(min=1, max=100_000, help="Plans tried at most.")]
+_MaxContext = Annotated[int | None, typer.Option(min=2, help="Longest sequence (default: the trace's longest).")]
+_Seqs = Annotated[int, typer.Option(min=1, max=1 << 16, help="Sequences of one engine step.")]
+_Policy = Annotated[str, typer.Option(help="The router's policy.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Of arrivals and lengths.")]
+_Name = Annotated[str, typer.Option(help="Name of the ModelDeployment.")]
+_SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without lines that are no requests.")]
+_Json = Annotated[Path | None, typer.Option("--json", help="Write the ranking here.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """All that was read and checked before the search."""
+
+    space: Space
+    goal: Goal
+    notes: tuple[str, ...]
+
+
+def plan(
+    model: _Model,
+    nodes: _Nodes,
+    trace: _Trace,
+    ttft: _Objective = "500ms",  # type: ignore[assignment]  # typer hands defaults to the parser
+    tpot: _Objective = "40ms",  # type: ignore[assignment]
+    attainment: _Attainment = "90%",  # type: ignore[assignment]
+    rank: _Rank = Rank.GOODPUT,
+    rate: _Rate = None,
+    requests: _Requests = 300,
+    most: _Most = 64,
+    max_context: _MaxContext = None,
+    max_num_seqs: _Seqs = 256,
+    policy: _Policy = DEFAULT_POLICY,
+    seed: _Seed = 0,
+    name: _Name = "planned",
+    skip_bad: _SkipBad = False,
+    json_file: _Json = None,
+) -> None:
+    """Search the pools that serve a trace best, say why the second best lost, and print the ModelDeployment."""
+    console = Console(stderr=True)
+    try:
+        architecture = _model(model)
+        shape = Shape(max_context_tokens=max_context or architecture.max_context, seed=seed)
+        objectives = Objectives(ttft, tpot, attainment)
+        ready = _prepare(trace, architecture, nodes, shape, objectives, rank, rate, requests, skip_bad=skip_bad)
+        space = _with_engine(ready.space, max_num_seqs, find_policy(policy).name)
+        manifest_of = _checked_name(space, name)
+        if json_file is not None and not json_file.absolute().parent.is_dir():
+            raise ValueError(f"{json_file} cannot be written: its folder does not exist")
+    except (TraceError, UnknownPolicy, ValueError) as error:
+        console.print(f"penstock plan: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(NOTHING_SEARCHED) from None
+    for note in ready.notes:
+        console.print(f"plan: {note}", highlight=False, markup=False, soft_wrap=True)
+    with _processes() as mapper, PlanProgress(console) as view:
+        found = find_plans(space, ready.goal, most=most, mapper=mapper, tell=view.show)
+        why = why_second(space, ready.goal, found)
+    if not found.ranking:
+        console.print(f"penstock plan: {why_nothing(space, ready.goal, found)}", style="red", soft_wrap=True)
+        raise typer.Exit(NOTHING_HOLDS)
+    print_plans(console, space, ready.goal, found, why)
+    _write(json_file, as_json(space, ready.goal, found, why, _facts(trace.name, space, seed)))
+    typer.echo(manifest(space, _best(found), manifest_of), nl=False)
+
+
+def _prepare(
+    path: Path, model: ModelArchitecture, nodes: str, shape: Shape, objectives: Objectives, rank: Rank,
+    rate: float | None, requests: int, *, skip_bad: bool,
+) -> _Ready:  # fmt: skip
+    """Read the trace and see that some worker fits; raises before anything is simulated."""
+    shaped = shape_trace(read_trace(path, skip_bad=skip_bad), shape)
+    groups = parse_nodes(nodes)
+    sample = draw_sample(shaped.trace, requests, shape.seed)
+    context = shape.max_context_tokens if shape.max_context_tokens != model.max_context else sample.context
+    space = Space(model, groups, sample, objectives, max(context or 0, sample.context))
+    if not any(cells_of(model, group, space.context) for group in groups):
+        raise Impossible(what_fits(model, groups, space.context))
+    if rank is not Rank.GOODPUT and rate is None:
+        if shaped.trace.duration_s <= 0:
+            raise ValueError("the trace is an instant, so it has no rate; give --rate")
+        rate = len(shaped.trace.requests) / shaped.trace.duration_s
+    return _Ready(space, Goal(objectives, rank, rate), shaped.notes)
+
+
+def _with_engine(space: Space, max_num_seqs: int, policy: str) -> Space:
+    return Space(
+        space.model, space.groups, space.sample, space.objectives, space.context, max_num_seqs=max_num_seqs,
+        policy=policy,
+    )  # fmt: skip
+
+
+def _model(name: str) -> ModelArchitecture:
+    found = find_model(name)
+    if found is None:
+        near = suggest(name)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"model {name!r} is not in the catalogue{hint}")
+    return found
+
+
+def _checked_name(space: Space, name: str) -> str:
+    if not (1 <= len(name) <= 40 and all(c.isascii() and (c.islower() or c.isdigit() or c == "-") for c in name)):
+        raise ValueError(f"{name!r} is no name of a ModelDeployment; write up to 40 lower-case letters, digits and -")
+    return name
+
+
+@contextmanager
+def _processes() -> Iterator[Mapper]:
+    """A `map` over the cores there are; in this process where there is only one."""
+    count = len(os.sched_getaffinity(0))
+    if count < 2:
+        yield map
+        return
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("fork")) as pool:
+        # All processes are made now, before the terminal's line has a thread that a fork would lose.
+        pool.submit(int).result()
+        try:
+            yield pool.map
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _best(found: Found) -> Any:
+    return found.ranking[0].plan
+
+
+def _facts(trace: str, space: Space, seed: int) -> dict[str, Any]:
+    goal = space.objectives
+    return {
+        "trace": trace,
+        "model": space.model.name,
+        "nodes": [
+            {"accelerator": group.accelerator.name, "nodes": group.nodes, "accelerators": group.accelerators}
+            for group in space.groups
+        ],
+        "objectives": {"ttft_seconds": goal.ttft_s, "tpot_seconds": goal.tpot_s, "attainment": goal.attainment},
+        "requests": len(space.sample),
+        "context": space.context,
+        "policy": space.policy,
+        "seed": seed,
+    }
+
+
+def _write(json_file: Path | None, content: dict[str, Any]) -> None:
+    if json_file is not None:
+        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(plan)
