@@ -77,6 +77,17 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.granted)
     @rule(data=st.data())
+    def prompt_has_run(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.granted))
+        failures, leases = self.fleet.failures.copy(), len(self.leases)
+        running = self.leases.prefilled(lease.id, self.now)
+        assert len(self.leases) == leases and np.array_equal(self.fleet.failures, failures)
+        if running is not None:
+            assert not running.at_first_leg and running.prefill is None
+            assert self.leases.find(lease.id) is running
+
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data())
     def undelivered(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.granted))
         failures = self.fleet.failures.copy()

@@ -307,6 +307,33 @@ async def test_a_pair_is_picked_within_one_domain_and_both_hold_a_place() -> Non
         assert stage.fleet.failures.sum() == stage.fleet.failures[failed] <= 1, "a prefill worker is not blamed"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_prefill_workers_place_is_free_once_the_prompt_has_run(streamed: bool) -> None:
+    async with serving(workers=0, policy="KVAware") as stage, RouterClient(stage.address) as client:
+        stage.models.replace([ServedModel("m", find_policy("KVAware"), 1)])
+        for name, role in (("p", Role.PREFILL), ("d", Role.DECODE)):
+            stage.fleet.set_ready(stage.fleet.add(Worker(name, "10.0.0.1", 8000, "m", role=role)), True)
+        hashes = pb.BlockHashes(hashes=[bytes([i]) * 32 for i in range(256)], prompt_tokens=4100)
+        pick = await client.pick(asked(block_hashes=hashes, request_id="pair"))
+        assert pick.prefill_worker.name == "p"
+        prefill, decode = (stage.fleet.slot_of(name) for name in "pd")
+        assert prefill is not None and decode is not None and stage.fleet.in_flight[prefill] == 1
+        usage = pb.Usage(prompt_tokens=4100, cached_tokens=32)
+        async with client.session() as session:
+            say = session.prefilled if streamed else client.prefilled
+            assert await say(pick.lease_id, usage)
+            assert stage.fleet.in_flight[prefill] == 0, "nobody waits behind a prompt that has run"
+            assert stage.fleet.in_flight[decode] == 1 and not stage.fleet.pending[decode].any()
+            assert await say(pick.lease_id, usage), "said twice it counts once"
+        assert stage.prompts.books.readings()["m"].requests == 1
+        assert (await client.explain("pair")).picks[0].measured_hit_tokens == 32
+        # The decode worker's own figure is about the transfer, not about anybody's cache.
+        assert await client.release(pick.lease_id, usage=pb.Usage(cached_tokens=4096))
+        reading = stage.prompts.books.readings()["m"]
+        assert (reading.requests, reading.measured_tokens, stage.fleet.reservations) == (1, 32, 0)
+        assert not await client.prefilled(pick.lease_id)
+
+
 @pytest.mark.parametrize("form", ["hashes", "ids"])
 async def test_a_prompt_goes_where_it_was_sent_before(form: str) -> None:
     """Whichever way its blocks are told; what the caller says of the engine's own count reaches the hit ledger."""

@@ -74,7 +74,8 @@ def view(pick: Pick) -> RenderableType:
     second = f", ahead of {pick['runnerUp']}" if pick.get("runnerUp") else ""
     why = Text.assemble((chosen, "green"), f" by {pick['policy']}: {pick['reason']}{second}")
     known = [
-        f"prompt {pick['promptTokens']} tokens, {_number(pick.get('expectedHitTokens'))} expected in cache",
+        f"prompt {pick['promptTokens']} tokens, {_number(pick.get('expectedHitTokens'))} expected in cache, "
+        f"{_number(pick.get('measuredHitTokens'))} found",
         f"TTFT {_held(pick, 'predictedTtftMs', 'ttftMs')}",
         f"TPOT {_held(pick, 'predictedTpotMs', 'tpotMs')}",
     ]

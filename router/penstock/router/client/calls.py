@@ -84,6 +84,17 @@ class RouterClient:
         """A worker for a request, within `timeout` seconds in all; raises `RouterError`."""
         return await self._repeat(lambda left: self._stub.Pick(request, timeout=left, metadata=self._metadata), timeout)
 
+    async def prefilled(self, lease_id: str, usage: router_pb2.Usage | None = None, timeout: float = 5.0) -> bool:
+        """Say that the prompt has run, with the prefill leg's usage: frees its worker's place. The lease goes on.
+
+        False when it was not held any more. Safe to repeat.
+        """
+        message = router_pb2.ReleaseRequest(lease_id=lease_id, usage=usage, prefilled=True)
+        call: Callable[[float], Awaitable[router_pb2.ReleaseResponse]] = lambda left: self._stub.Release(  # noqa: E731
+            message, timeout=left, metadata=self._metadata
+        )
+        return (await self._repeat(call, timeout)).released
+
     async def release(
         self,
         lease_id: str,

@@ -45,6 +45,12 @@ class PickSession:
         answer = await self._ask(router_pb2.PickStreamRequest(pick=request), timeout)
         return answer.pick
 
+    async def prefilled(self, lease_id: str, usage: router_pb2.Usage | None = None, timeout: float = 5.0) -> bool:
+        """As `RouterClient.prefilled`."""
+        message = router_pb2.ReleaseRequest(lease_id=lease_id, usage=usage, prefilled=True)
+        answer = await self._ask(router_pb2.PickStreamRequest(release=message), timeout)
+        return answer.release.released
+
     async def release(
         self,
         lease_id: str,

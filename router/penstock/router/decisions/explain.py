@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 from penstock.core.fleet import Fleet, Pick, Request, Scores, Slots, Term
 
 _OVERHEAD = 1024
@@ -26,6 +27,8 @@ class Explained(Struct, frozen=True, eq=False):
     attempt: int
     at: float
     names: Names
+    measured_hit_tokens: int | None = None
+    """Prompt tokens the engine found in its cache, once it has said so."""
 
     @property
     def size(self) -> int:
@@ -51,6 +54,7 @@ class Explained(Struct, frozen=True, eq=False):
             "promptTokens": request.prompt_tokens,
             "maxTokens": request.max_tokens,
             "expectedHitTokens": pick.expected_hit_tokens,
+            "measuredHitTokens": self.measured_hit_tokens,
             "predictedTtftMs": pick.predicted_ttft_ms,
             "predictedTpotMs": pick.predicted_tpot_ms,
             "objectives": {"ttftMs": request.ttft_ms, "tpotMs": request.tpot_ms},
@@ -83,6 +87,7 @@ class ExplainLog:
         self._most = picks
         self._budget = budget
         self._order: deque[Explained] = deque()
+        self._hits: dict[str, int] = {}  # Request -> measured hit, oldest first.
         self._names: Names = {}
         self._epoch = -1
         self.bytes = 0
@@ -104,13 +109,26 @@ class ExplainLog:
         while len(order) > self._most or (self.bytes > self._budget and len(order) > 1):
             self.bytes -= order.popleft().size
 
+    def measured(self, request_id: str, hit_tokens: int) -> None:
+        """The engine that ran a request's prompt says how much of it was cached."""
+        if not self._most:
+            return
+        self._hits[request_id] = hit_tokens
+        if len(self._hits) > self._most:
+            del self._hits[next(iter(self._hits))]
+
     def find(self, request_id: str) -> list[Explained]:
         """The picks made for a request, in order; empty when none is remembered.
 
         Looks at all that are remembered, a fraction of a millisecond: asking is rare, remembering is not. At a copy,
         since whoever asks may stand in another thread.
         """
-        return [known for known in tuple(self._order) if known.request.id == request_id]
+        found = [known for known in tuple(self._order) if known.request.id == request_id]
+        hit = self._hits.get(request_id)
+        if found and hit is not None:
+            # It was measured at the request's end, so it is the last pick's.
+            found[-1] = replace(found[-1], measured_hit_tokens=hit)
+        return found
 
 
 def _plain(number: Any) -> float | None:

@@ -9,10 +9,10 @@ Times are seconds on the caller's clock; lease ids are the caller's too, because
 """
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from penstock.core.fleet import Failure, Fleet, Pick, Rejection, Request
+from penstock.core.fleet import Failure, Fleet, Pick, Rejection, Request, Reservation
 from penstock.router.decisions import (
     Answered,
     Attempt,
@@ -55,6 +55,12 @@ class Lease:
     life: Life
     at_first_leg: bool = False
     """Whether the life waits to hear of a prefill leg."""
+    reservation: Reservation | None = None
+    """The place on the worker that runs the prompt, or on the one that answers once the prompt has run."""
+    apart: bool = False
+    """Whether a pair was picked."""
+    elsewhere: bool = False
+    """Whether the life went on at another worker than the caller's."""
 
     @property
     def prefill(self) -> int | None:
@@ -98,9 +104,28 @@ class Leases:
             life.close()
             return action.rejection
         assert isinstance(action, Attempt | Prefill), f"a life begins with a leg or a refusal, not {action}"
-        lease = Lease(lease_id, action.pick, request, now + ttl, life, at_first_leg=isinstance(action, Prefill))
+        apart = isinstance(action, Prefill)
+        lease = Lease(lease_id, action.pick, request, now + ttl, life, apart, action.reservation, apart)
         self._held[lease_id] = lease
         heapq.heappush(self._by_expiry, (lease.expires_at, lease_id))
+        return lease
+
+    def find(self, lease_id: str) -> Lease | None:
+        """The lease, `None` when it is not held."""
+        return self._held.get(lease_id)
+
+    def prefilled(self, lease_id: str, now: float) -> Lease | None:
+        """The request's prompt has run: of a pair the prefill worker's place is free, and nobody waits behind it.
+
+        The lease goes on; returns it, `None` when it is not held.
+        """
+        lease = self._held.get(lease_id)
+        if lease is None:
+            return None
+        if lease.at_first_leg:
+            lease = self._held[lease_id] = _past_first_leg(lease, now)
+        if lease.reservation is not None:
+            self._fleet.prefilled(lease.reservation)
         return lease
 
     def end(self, lease_id: str, ending: Ending | Failure, now: float) -> Lease | None:
@@ -151,14 +176,30 @@ class Leases:
             heapq.heapify(self._by_expiry)
 
 
+def _past_first_leg(lease: Lease, now: float) -> Lease:
+    """The lease with its life at the worker that answers.
+
+    Nothing is known of the leg by itself: it blames nobody, and leaves nothing for a second one. Where the decode
+    worker is on its way out the life goes on elsewhere: what happens on the caller's is no news of the one picked
+    instead.
+    """
+    try:
+        action = lease.life.send(Prefilled(now, _OK, params=None))
+    except StopIteration:
+        return replace(lease, at_first_leg=False, reservation=None, elsewhere=True)
+    if not isinstance(action, Attempt):
+        return replace(lease, at_first_leg=False, reservation=None, elsewhere=True)
+    elsewhere = action.pick is not lease.pick
+    return replace(lease, at_first_leg=False, reservation=action.reservation, elsewhere=elsewhere)
+
+
 def _tell(lease: Lease, ending: Ending | Failure, now: float) -> None:
     """Send a life what happened; `StopIteration` when that ends it."""
     events = _events(ending, now)
     if lease.at_first_leg and events:
-        # Nothing is known of the leg by itself: it blames nobody, and leaves nothing for a second one.
-        action = lease.life.send(Prefilled(now, _OK, params=None))
-        if not isinstance(action, Attempt) or action.pick is not lease.pick:
-            return  # the decode worker is on its way out: what happened on it is no news of the one picked instead
+        lease = _past_first_leg(lease, now)
+    if lease.elsewhere:
+        return
     for event in events:
         lease.life.send(event)
 

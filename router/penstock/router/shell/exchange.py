@@ -64,6 +64,7 @@ class Exchange:
         "_inbound",
         "_keepsake",
         "_leg",
+        "_leg_hit",
         "_model",
         "_paused",
         "_request",
@@ -103,6 +104,7 @@ class Exchange:
         self._split = split
         self._attempt: Attempt | None = None
         self._leg: Prefill | None = None
+        self._leg_hit: tuple[int | None, int | None] = (None, None)
         self._keepsake: Keepsake | None = None
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -226,6 +228,10 @@ class Exchange:
         self._connection = None
         gateway.pool.give(connection)
         params = held_params(answer) if status == 200 else None
+        leg = self._leg
+        if params is not None and leg is not None and gateway.prompts is not None:
+            # Which worker has run the prompt is known now, and what it found; the decode leg cannot tell either.
+            self._leg_hit = _foretold(leg), gateway.prompts.measured(leg.worker.name, answer)
         gateway.counters.legs[(self._model.name, "Held" if params else "NothingHeld")] += 1
         self._driver.tell(Prefilled(gateway.loop.time(), status, params))
 
@@ -307,13 +313,20 @@ class Exchange:
         self._client.pass_on(data)
 
     def _measure_hit(self, prompts: "Prompts") -> None:
-        """Compare the hit the pick expected with what the answer's end says of it."""
+        """Compare the hit the pick expected with what the worker that ran the prompt says of it."""
         attempt = self._attempt
         if attempt is None or attempt.pick.expected_hit_tokens is None:
             return
-        if self._gateway.fleet.holds(attempt.reservation):
-            apart = attempt.transfer is not None or attempt.resumes
-            prompts.finished(self._request, attempt.pick, b"".join(self._tail)[-_TAIL:], apart=apart)
+        expected: int | None = attempt.pick.expected_hit_tokens
+        measured: int | None = None
+        if attempt.transfer is not None:
+            expected, measured = self._leg_hit
+        elif not attempt.resumes and self._gateway.fleet.holds(attempt.reservation):
+            expected = _foretold(attempt)
+            measured = prompts.measured(attempt.worker.name, b"".join(self._tail)[-_TAIL:])
+        measured = prompts.finished(self._request, expected, measured)
+        if measured is not None:
+            self._gateway.explanations.measured(self._request.id, measured)
 
     def ended(self) -> None:
         """The response is whole."""
@@ -467,3 +480,10 @@ class Exchange:
         self.deadline = self._gateway.coarse_now + self._gateway.settings.stream_timeout
         if self._connection is not None:
             self._connection.resume()
+
+
+def _foretold(ran: Attempt | Prefill) -> int | None:
+    """The hit its pick expected of the worker that ran the prompt; None for another than the pick meant for it."""
+    pick = ran.pick
+    meant = pick.decode if pick.prefill is None else pick.prefill
+    return pick.expected_hit_tokens if ran.reservation.slot == meant else None

@@ -162,21 +162,23 @@ class Prompts:
         """What is remembered of our own picks for a model; `None` before its first request."""
         return self._recent.get(model)
 
-    def finished(self, request: Request, pick: Pick, tail: bytes, *, apart: bool) -> None:
-        """A request was answered: compare its predicted hit with what the engine reports at the end of the answer.
+    def finished(self, request: Request, expected: int | None, measured: int | None) -> int | None:
+        """A request was answered: compare the hit its pick expected with the one its engine `measured` (see there).
 
-        Of a prompt that was prefilled elsewhere (`apart`) the answering engine reports the transfer as cached: that
-        measures nothing.
+        Returns the measured hit where it can be one.
         """
-        if pick.expected_hit_tokens is None or not request.exact_tokens:
-            return
-        measured = None if apart else self._measured(self._fleet.worker(pick.decode).name, tail)
         if measured is not None and measured > request.prompt_tokens:
             measured = None
-        self.books.record(request.model, request.prompt_tokens, pick.expected_hit_tokens, measured)
+        if expected is not None and request.exact_tokens:
+            self.books.record(request.model, request.prompt_tokens, expected, measured)
+        return measured
 
-    def _measured(self, worker: str, tail: bytes) -> int | None:
-        """Engines leave the figure out when it is 0: that is told from silence by their having given it before."""
+    def measured(self, worker: str, tail: bytes) -> int | None:
+        """Prompt tokens that a worker found in its cache, by the end of its answer; `None`: it does not say.
+
+        To be asked of the worker that ran the prompt: one that got the prompt's KV from another reports nothing about
+        its cache. Engines leave the figure out when it is 0: that is told from silence by their having given it before.
+        """
         found = _CACHED.findall(tail)
         if found:
             self._reporting.add(worker)

@@ -142,14 +142,16 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
-    __slots__ = ("lease_id", "outcome", "usage")
+    __slots__ = ("lease_id", "outcome", "usage", "prefilled")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     outcome: Outcome
     usage: Usage
-    def __init__(self, lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+    prefilled: bool
+    def __init__(self, lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., prefilled: _Optional[bool] = ...) -> None: ...
 
 class ReleaseResponse(_message.Message):
     __slots__ = ("released",)
@@ -217,7 +219,7 @@ class Candidate(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., score: _Optional[float] = ..., picked: _Optional[bool] = ..., terms: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ExplainedPick(_message.Message):
-    __slots__ = ("attempt", "policy", "reason", "unit", "worker", "prefill_worker", "runner_up", "candidates", "prefill_candidates", "candidate_count", "age_ms", "prompt_tokens", "max_tokens", "expected_hit_tokens", "predicted_ttft_ms", "predicted_tpot_ms", "objective_ttft_ms", "objective_tpot_ms")
+    __slots__ = ("attempt", "policy", "reason", "unit", "worker", "prefill_worker", "runner_up", "candidates", "prefill_candidates", "candidate_count", "age_ms", "prompt_tokens", "max_tokens", "expected_hit_tokens", "predicted_ttft_ms", "predicted_tpot_ms", "objective_ttft_ms", "objective_tpot_ms", "measured_hit_tokens")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +238,7 @@ class ExplainedPick(_message.Message):
     PREDICTED_TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     attempt: int
     policy: str
     reason: str
@@ -254,7 +257,8 @@ class ExplainedPick(_message.Message):
     predicted_tpot_ms: float
     objective_ttft_ms: float
     objective_tpot_ms: float
-    def __init__(self, attempt: _Optional[int] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., unit: _Optional[str] = ..., worker: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., runner_up: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., prefill_candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., candidate_count: _Optional[int] = ..., age_ms: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., expected_hit_tokens: _Optional[int] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tpot_ms: _Optional[float] = ..., objective_ttft_ms: _Optional[float] = ..., objective_tpot_ms: _Optional[float] = ...) -> None: ...
+    measured_hit_tokens: int
+    def __init__(self, attempt: _Optional[int] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., unit: _Optional[str] = ..., worker: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., runner_up: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., prefill_candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., candidate_count: _Optional[int] = ..., age_ms: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., expected_hit_tokens: _Optional[int] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tpot_ms: _Optional[float] = ..., objective_ttft_ms: _Optional[float] = ..., objective_tpot_ms: _Optional[float] = ..., measured_hit_tokens: _Optional[int] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
     __slots__ = ("request_id", "model", "picks")

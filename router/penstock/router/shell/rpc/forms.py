@@ -238,6 +238,7 @@ def _explained(known: Explained, now: float) -> router_pb2.ExplainedPick:
         prompt_tokens=request.prompt_tokens,
         max_tokens=request.max_tokens,
         expected_hit_tokens=pick.expected_hit_tokens,
+        measured_hit_tokens=known.measured_hit_tokens,
         predicted_ttft_ms=pick.predicted_ttft_ms,
         predicted_tpot_ms=pick.predicted_tpot_ms,
         objective_ttft_ms=request.ttft_ms,

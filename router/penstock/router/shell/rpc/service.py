@@ -226,20 +226,33 @@ class RouterService(router_pb2_grpc.RouterServicer):
 
     def _release(self, message: router_pb2.ReleaseRequest) -> router_pb2.ReleaseResponse:
         ending = read_ending(message)
+        if message.prefilled:
+            return self._prompt_has_run(message)
         lease = self.leases.end(message.lease_id, ending, self._clock())
         if lease is not None:
             self._counters.leases[(lease.request.model, ending.value)] += 1
-            self._compare(lease, message.usage)
+            if not lease.apart:
+                self._compare(lease, message.usage)
         return router_pb2.ReleaseResponse(released=lease is not None)
+
+    def _prompt_has_run(self, message: router_pb2.ReleaseRequest) -> router_pb2.ReleaseResponse:
+        """Not the end: the prefill worker's place is free. Said twice it counts once."""
+        waited = self.leases.find(message.lease_id)
+        if waited is None:
+            return router_pb2.ReleaseResponse(released=False)
+        self.leases.prefilled(message.lease_id, self._clock())
+        if waited.at_first_leg:
+            self._compare(waited, message.usage)
+        return router_pb2.ReleaseResponse(released=True)
 
     def _compare(self, lease: Lease, usage: router_pb2.Usage) -> None:
         """Set the hit that was expected against the one the caller says its engine reported."""
         pick, request = lease.pick, lease.request
-        if self._prompts is None or pick.expected_hit_tokens is None or not request.exact_tokens:
+        if self._prompts is None or not usage.HasField("cached_tokens"):
             return
-        if lease.prefill is None and usage.HasField("cached_tokens") and usage.cached_tokens <= request.prompt_tokens:
-            measured = usage.cached_tokens
-            self._prompts.books.record(request.model, request.prompt_tokens, pick.expected_hit_tokens, measured)
+        measured = self._prompts.finished(request, pick.expected_hit_tokens, usage.cached_tokens)
+        if measured is not None:
+            self._explanations.measured(request.id, measured)
 
     async def _answer(
         self, message: router_pb2.PickStreamRequest | Unreadable
