@@ -236,20 +236,19 @@ class Fleet:
         """
         if not 0 <= slot < len(self._workers) or self._workers[slot] is None:
             raise KeyError(f"slot {slot} holds no worker to reserve on")
-        reservation = Reservation(
-            self._next_reservation, slot, self._generation[slot], prompt_tokens, max_tokens, cached_tokens
-        )
-        self._next_reservation += 1
+        number, tokens = self._next_reservation, prompt_tokens + max_tokens
+        reservation = Reservation(number, slot, self._generation[slot], prompt_tokens, max_tokens, cached_tokens)
+        self._next_reservation = number + 1
         self._picks += 1
-        self._ledger[reservation.id] = reservation
+        self._ledger[number] = reservation
         if cached_tokens < prompt_tokens:
-            self._prefilling.add(reservation.id)
+            self._prefilling.add(number)
             self._queue(reservation, 1.0)
         self._in_flight[slot] += 1
         self._context[slot] += reservation.context_tokens
-        self._outstanding[slot] += prompt_tokens + max_tokens
+        self._outstanding[slot] += tokens
         self._last_pick[slot] = self._picks
-        self._tokens_ever += prompt_tokens + max_tokens
+        self._tokens_ever += tokens
         if slot in self._suspects and self.breaker[slot] == Breaker.HALF_OPEN:
             self._probes[slot] = reservation.id
             self._set_breaker(slot, Breaker.PROBING)

@@ -135,8 +135,7 @@ def _attempt(
         if isinstance(event, Failed) and event.failure is _STALE:
             transfer = past.transfer = still_good(transfer, fleet, slot, event.now)
             event = yield replace(attempt, fresh=True, transfer=transfer)
-        tried = past.excluded | {slot}
-        if isinstance(event, Answered) and _is_wanted(event, request, fleet, tried, past, limits):
+        if isinstance(event, Answered) and _is_wanted(event, request, fleet, slot, past, limits):
             if fleet.holds(reservation):
                 fleet.succeeded(slot)
             past.transfer = None
@@ -164,7 +163,7 @@ def _attempt(
         fleet.release(reservation)
     past.transfer = unclaimed(past.transfer, failed.failure)
     past.last = (failed.failure, worker)
-    past.excluded = tried
+    past.excluded |= {slot}
     return failed
 
 
@@ -217,7 +216,7 @@ def _pick(
 
 
 def _is_wanted(
-    event: Answered, request: Request, fleet: Fleet, tried: frozenset[int], past: _Past, limits: RetryLimits
+    event: Answered, request: Request, fleet: Fleet, slot: int, past: _Past, limits: RetryLimits
 ) -> bool:
     """Whether the client gets this response, rather than somebody else being tried.
 
@@ -230,7 +229,7 @@ def _is_wanted(
         return True
     if event.status != SERVICE_UNAVAILABLE:
         return past.transfer is None
-    view = fleet.view().without(tried)
+    view = fleet.view().without(past.excluded | {slot})
     return not any(view.with_room(request.model, role).size for role in (Role.PREFILL_DECODE, Role.DECODE))
 
 
