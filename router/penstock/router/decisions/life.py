@@ -215,9 +215,7 @@ def _pick(
     return answer
 
 
-def _is_wanted(
-    event: Answered, request: Request, fleet: Fleet, slot: int, past: _Past, limits: RetryLimits
-) -> bool:
+def _is_wanted(event: Answered, request: Request, fleet: Fleet, slot: int, past: _Past, limits: RetryLimits) -> bool:
     """Whether the client gets this response, rather than somebody else being tried.
 
     A 503 goes elsewhere while there is somebody else; with nobody else the client gets the 503 itself. An error of the
