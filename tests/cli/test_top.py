@@ -62,6 +62,7 @@ PICK = {
     "promptTokens": 640,
     "maxTokens": 16,
     "expectedHitTokens": 512,
+    "measuredHitTokens": 496,
     "predictedTtftMs": 41.5,
     "predictedTpotMs": None,
     "objectives": {"ttftMs": 300.0, "tpotMs": None},
@@ -220,7 +221,7 @@ def test_explain_asks_every_router_and_shows_the_terms(api: tuple[dict[str, Any]
     code, shown = run("explain", "r-1", *options)
     assert code == 0, shown
     assert "chat/llama-0 by KVAware: LeastCost, ahead of chat/llama-1" in shown
-    assert "512 expected in cache; TTFT 41.5 ms predicted of 300 ms; TPOT - ms predicted" in shown
+    assert "512 expected in cache, 496 found; TTFT 41.5 ms predicted of 300 ms; TPOT - ms predicted" in shown
     (picked,) = [line.split() for line in shown.splitlines() if line.startswith("*")]
     assert picked == ["*", "chat/llama-0", "41.5", "0", "41.5"]
     (other,) = [line.split() for line in shown.splitlines() if line.strip().startswith("chat/llama-1")]
