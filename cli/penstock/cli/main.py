@@ -8,6 +8,7 @@ from penstock.cli.explain import explain
 from penstock.cli.plan import plan
 from penstock.cli.replay import replay
 from penstock.cli.simulate import simulate_command
+from penstock.cli.simulate_compare import compare_command, sweep_command
 from penstock.cli.top import top
 
 app = typer.Typer(
@@ -29,6 +30,8 @@ app.command()(explain)
 app.command()(replay)
 app.command()(plan)
 app.command("simulate")(simulate_command)
+app.command("compare")(compare_command)
+app.command("sweep")(sweep_command)
 
 
 def main() -> None:

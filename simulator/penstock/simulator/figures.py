@@ -16,7 +16,7 @@ from penstock.core.reports import Summary, Verdict
 from penstock.simulator.outcomes import Outcomes
 from penstock.simulator.timeline import Sample
 
-__all__ = ["SCALES", "Group", "Interval", "Point", "Seen", "attainment_curve", "groups", "intervals"]
+__all__ = ["SCALES", "Group", "Interval", "Point", "Seen", "attainment_curve", "groups", "intervals", "quantiles"]
 
 SCALES = tuple(0.5 + 0.25 * step for step in range(15))
 """Of the objectives, 0.5 to 4."""
@@ -79,6 +79,15 @@ def attainment_curve(seen: Seen, ttft_s: float, tpot_s: float, scales: Sequence[
         )
         for scale in scales
     )
+
+
+def quantiles(seen: Seen) -> dict[str, list[float]]:
+    """TTFT, TPOT and E2E in seconds, at each percent from 0 to 100, of the completed requests; empty for none."""
+    found = {}
+    for name, times in (("ttft_s", seen.ttft), ("tpot_s", seen.tpot), ("e2e_s", seen.e2e)):
+        known = times[seen.completed & ~np.isnan(times)]
+        found[name] = np.percentile(known, np.arange(101)).tolist() if len(known) else []
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from penstock.core.models.power import Phase
 from penstock.core.reports import Report, RequestCounts, Summary, Verdict
-from penstock.simulator.figures import Seen, attainment_curve, groups, intervals
+from penstock.simulator.figures import Seen, attainment_curve, groups, intervals, quantiles
 from penstock.simulator.outcomes import Outcomes
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def make_report(result: Result, *, ttft_s: float, tpot_s: float, run: dict[str, 
         "engine_steps": result.steps,
         "resources": asdict(result.resources),
         "rates": _rates(seen, result.end_s, ttft_s, tpot_s),
+        "quantiles": quantiles(seen),
         "attainment_by_scale": [asdict(point) for point in attainment_curve(seen, ttft_s, tpot_s)],
         "timeline": [asdict(one) for one in intervals(seen, result.timeline, workers, ttft_s, tpot_s)],
         "tenants": {name: asdict(one) for name, one in groups(seen, "tenant", ttft_s, tpot_s).items()},

@@ -1,0 +1,70 @@
+"""The page of a grid of scenarios."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.simulator.pages.canvas import Draw
+from penstock.simulator.pages.html import figures, page, section, table
+from penstock.simulator.pages.plots import sweep_plot
+from penstock.simulator.pages.words import spread_words
+from penstock.simulator.study import METRICS, Metric, Spread
+from penstock.simulator.sweep import Axis
+
+__all__ = ["SHOWN", "Row", "sweep_page", "sweep_rows"]
+
+SHOWN = ("attainment", "goodput", "TTFT p99", "TPOT p99", "utilisation", "cost per good request")
+"""Metrics of the table and the plots."""
+
+Row = tuple[tuple[Any, ...], Mapping[str, Spread]]
+"""A scenario's values, in the order of axes, and its metrics over seeds."""
+
+
+def sweep_page(name: str, axes: Sequence[Axis], rows: Sequence[Row]) -> str:
+    """HTML of a grid: a table of all scenarios, and each metric over the first axis that is of numbers."""
+    head = (*(axis.path for axis in axes), *SHOWN)
+    return page(
+        f"Penstock twin: sweep of {name}",
+        f"{len(rows)} scenarios; means over seeds with their 95 % confidence intervals.",
+        (
+            section("Course", "", figures(_plots(axes, rows))),
+            section("Scenarios", "", table(head, sweep_rows(rows))),
+        ),
+    )
+
+
+def sweep_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """The cells of every scenario: its values, then the metrics of `SHOWN`."""
+    return [
+        [*(str(value) for value in values), *(_cell(_metric(name), found.get(name)) for name in SHOWN)]
+        for values, found in rows
+    ]
+
+
+def _cell(metric: Metric, spread: Spread | None) -> str:
+    return "-" if spread is None else spread_words(metric, spread)
+
+
+def _plots(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Draw]:
+    across = next((at for at, axis in enumerate(axes) if all(_number(value) for value in axis.values)), None)
+    if across is None:
+        return []
+    drawn = []
+    for name in SHOWN:
+        lines: dict[str, list[tuple[float, Spread]]] = {}
+        for values, found in rows:
+            rest = ", ".join(str(value) for at, value in enumerate(values) if at != across)
+            if name in found:
+                lines.setdefault(rest, []).append((float(values[across]), found[name]))
+        if lines:
+            drawn.append(sweep_plot(name, _metric(name).unit, axes[across].path, lines))
+    return drawn
+
+
+def _metric(name: str) -> Metric:
+    return next(metric for metric in METRICS if metric.name == name)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
