@@ -117,7 +117,8 @@ class KvPulls:
     def _pulled(self, tokens: int, number: int, now: float) -> None:
         stream = self._pulling.pop(number)
         self._tokens += tokens
-        if stream.source is None or not stream.source.worker.release(stream.source.id, now):
+        source = stream.source
+        if source is None or (source.leased and not source.worker.release(source.id, now)):
             self._stale += 1
         stream.worker.remote(stream.id, True, now)
 

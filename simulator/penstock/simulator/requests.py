@@ -36,6 +36,7 @@ from penstock.router.decisions.policies import Policy
 from penstock.router.decisions.split import SplitLimits
 from penstock.simulator.blocks import as_bytes
 from penstock.simulator.events import CHECK, RESUMED, EventQueue
+from penstock.simulator.policies.mooncake import FetchingPick
 from penstock.simulator.reach import Reach
 from penstock.simulator.scenario import FirstToken, Scenario
 from penstock.simulator.worker import Lost, TwinWorker
@@ -48,13 +49,15 @@ _SEED_STRIDE = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A prompt's blocks that a prefill leg left on a worker."""
+    """A prompt's blocks that a prefill leg left on a worker, or a prefix that it has cached."""
 
     worker: TwinWorker
     life: int
     """Which of the worker's engines it was: a restart has forgotten everything."""
     id: str
     tokens: int
+    leased: bool = True
+    """Whether it is kept until it is pulled. A cached prefix is not, and is taken to be there as long as it takes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -280,6 +283,8 @@ class Requests:
             self._tell(lived, Answered(now, _OK), now)
             self._finish(lived, now)
             return
+        if type(attempt.pick) is FetchingPick:
+            source = self._prefix(attempt.pick, attempt.reservation.slot)
         stream = self._stream(lived, worker, attempt.reservation, now)
         stream.source = source
         sequence = Sequence(
@@ -291,6 +296,13 @@ class Requests:
             # The engine's answer to what can never fit is a client error, which no retry helps.
             del self.streams[stream.id]
             self._lose(lived, Verdict.FAILED, "Http400", str(error), now)
+
+    def _prefix(self, pick: FetchingPick, slot: int) -> Held | None:
+        """The cached prefix that a pick wants brought to this slot; None where its worker is gone."""
+        worker = self._workers[pick.fetch_from]
+        if slot != pick.decode or not worker.alive:
+            return None
+        return Held(worker, worker.life, "", pick.fetch_tokens, leased=False)
 
     def _prefill(self, lived: _Lived, prefill: Prefill, now: float) -> None:
         worker = self._workers[prefill.reservation.slot]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from penstock.router.decisions.policies import POLICIES, Policy, UnknownPolicy
+from penstock.simulator.policies.mooncake import GlobalHit, LocalHitOnly
 from penstock.simulator.policies.splitwise import JoinShortestQueue, Splitwise
 
 __all__ = ["TWIN_POLICIES", "find_twin_policy"]
 
 TWIN_POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {policy.name: policy for policy in (JoinShortestQueue(), Splitwise())}
+    {policy.name: policy for policy in (JoinShortestQueue(), Splitwise(), LocalHitOnly(), GlobalHit())}
 )
 """Those that only the twin has."""
 
