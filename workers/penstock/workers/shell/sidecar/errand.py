@@ -63,6 +63,7 @@ class Errand:
         self._id = request_id
         self._upstream: Upstream | None = None
         self._named = HEADER in request.headers
+        self._stall: asyncio.TimerHandle | None = None
         self.code = CLIENT_LEFT
         """Status the client got."""
 
@@ -76,6 +77,7 @@ class Errand:
             pass
         finally:
             life.close()
+            self._caught_up()
             if self._upstream is not None:
                 self._upstream.abort()
 
@@ -167,7 +169,7 @@ class Errand:
         self.code = upstream.status
         self._body = b""
         exchange.pass_on(self._answer_head(upstream))
-        exchange.on_drain = upstream.resume
+        exchange.on_drain = self._go_on
         try:
             await upstream.pass_to(self, self._proxy.options.stream_timeout)
         except Broken as broken:
@@ -180,8 +182,20 @@ class Errand:
     def take(self, data: bytes) -> None:
         """Bytes of the answer; the worker waits while the client does not keep up."""
         self._exchange.pass_on(data)
-        if not self._exchange.writable and self._upstream is not None:
+        if not self._exchange.writable and self._upstream is not None and self._stall is None:
             self._upstream.pause()
+            self._stall = self._proxy.loop.call_later(self._proxy.options.stream_timeout, self._exchange.cut)
+
+    def _go_on(self) -> None:
+        """The client has caught up."""
+        self._caught_up()
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def _caught_up(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _answer_head(self, upstream: Upstream) -> bytes:
         listed = _listed({name.lower(): value for name, value in upstream.fields})

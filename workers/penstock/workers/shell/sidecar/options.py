@@ -38,7 +38,8 @@ class Options:
     connect_timeout: float = field(default=2.0, metadata={"help": "time to connect to a worker"})
     response_timeout: float = field(default=600.0, metadata={"help": "time a worker has to start its response"})
     stream_timeout: float = field(
-        default=300.0, metadata={"help": "longest silence of a worker in the middle of a response"}
+        default=300.0,
+        metadata={"help": "longest silence of a worker, or wait for a client that does not read, in mid-response"},
     )
     retry_deadline: float = field(
         default=300.0, metadata={"help": "time after its arrival in which a request may be tried again"}

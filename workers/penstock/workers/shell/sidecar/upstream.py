@@ -74,7 +74,8 @@ class Upstream(asyncio.Protocol):
     async def ask(self, request: bytes, silence: float) -> None:
         """Send a request and wait for the head of its answer, `silence` seconds at most; raises `Broken`."""
         self._reset()
-        assert self._transport is not None
+        if self._transport is None or self._transport.is_closing():
+            raise Broken(Failure.STALE_CONNECTION if self.reused else Failure.RESET)
         self._transport.write(request)
         self._watch(silence)
         await self._wait()

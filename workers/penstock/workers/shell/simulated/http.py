@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(400, "this server does not upgrade connections")
+            pass  # an offer that is not taken up (RFC 9110, section 7.8): the request is answered, then it is over
         except _Refused as refused:
             self._refuse(refused.status, refused.message)
         except httptools.HttpParserError as error:
@@ -307,7 +307,7 @@ class Connection(asyncio.Protocol):
             self._headers,
             b"".join(self._body),
         )
-        keep_alive = bool(self._parser.should_keep_alive())
+        keep_alive = bool(self._parser.should_keep_alive()) and not self._parser.should_upgrade()
         chunked = self._parser.get_http_version() != "1.0"
         self._body = []
         if len(self._queue) >= MAX_PIPELINED:
