@@ -55,6 +55,7 @@ TARGETS = {
             )
         ),
         (
+            "tests/router/test_pick_terms.py",
             "tests/router/test_picks.py",
             "tests/router/test_decisions.py",
             "tests/router/test_legs.py",
