@@ -172,6 +172,7 @@ def test_whatever_comes_everybody_ends_and_nothing_leaks(config, script) -> None
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @settings(max_examples=5000, deadline=None)
 @given(every_config, requests)
 def test_nothing_leaks_in_many_runs(config, script) -> None:
