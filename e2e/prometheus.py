@@ -89,6 +89,12 @@ class Prometheus:
         assert answer.status_code == 200, f"{path} {parameters}: {answer.status_code} {answer.text[:500]}"
         return json.loads(answer.text)["data"]
 
+    def complete(self, pod: str, port: int, model: str, prefiller: str) -> int:
+        """A completion asked of a pod itself, as a client of picks does; the status."""
+        path = f"/api/v1/namespaces/default/pods/{pod}:{port}/proxy/v1/completions"
+        body = {"model": model, "prompt": f"asked beside the gateway {time.time()} " * 100, "max_tokens": 4}
+        return self._client.post(path, json=body, headers={"x-prefiller-host-port": prefiller}).status_code
+
     def label_values(self, query: str) -> list[str]:
         """What Grafana offers for a variable: the query of a dashboard's variable, answered."""
         match = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
