@@ -131,7 +131,8 @@ def smallest(values: Scores) -> list[int] | Slots:
 def lowest(values: Scores, seed: int) -> int:
     """Index of the smallest value; the seed chooses among equals."""
     equal = smallest(values)
-    return int(equal[seed % len(equal)] if len(equal) > 1 else equal[0])
+    count = len(equal)
+    return int(equal[seed % count if count > 1 else 0])
 
 
 def in_turn(values: Scores, slots: Slots, view: FleetView, seed: int) -> tuple[int, bool]:

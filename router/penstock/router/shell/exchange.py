@@ -277,14 +277,15 @@ class Exchange:
 
     def _pass_head(self, connection: UpstreamConnection) -> None:
         close = self._close or self._gateway.draining
-        head, self._chunked, self._event_stream, self._close = answer_head(connection, self._inbound, close=close)
+        written = answer_head(connection, self._inbound, close=close)
+        self._chunked, self._event_stream, self._close = written.chunked, written.event_stream, written.close
         if self._event_stream and self._chunked and not connection.recoded and self._gateway.has_room_to_keep():
             self._keepsake = Keepsake(self._body)
         else:
             # The body frees memory now: it is not needed for another attempt any more.
             self._gateway.unbuffer(self._inbound)
             self._body = b""
-        self._client.hold(head)
+        self._client.hold(written.head)
 
     def body(self, data: bytes) -> None:
         """Pass bytes to the client."""

@@ -39,6 +39,7 @@ _MODEL = b"/v1/models/"
 _HEALTH = b"/health"
 _READ_METHODS = (b"GET", b"HEAD")
 _DECODE = Role.DECODE
+_NOBODY: frozenset[int] = frozenset()
 
 
 class Gateway:
@@ -258,7 +259,7 @@ class Gateway:
             streams=bool(envelope.stream),
             adapter=None if adapter is None else adapter.key,
         )
-        barred = frozenset[int]() if adapter is None else self.adapters.without(adapter)
+        barred = _NOBODY if adapter is None else self.adapters.without(adapter)
         legs = bool(self.fleet.view().candidates(model.name, _DECODE).size) and can_split(stripped)
         split = self.split_limits if legs else None
         exchange = Exchange(self, client, inbound, stripped, request, model, now, split, barred)

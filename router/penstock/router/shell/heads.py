@@ -3,8 +3,7 @@
 What concerns one connection only is dropped on the way, and an answer's body is framed as its client understands.
 """
 
-from typing import NamedTuple
-
+from msgspec import Struct
 from penstock.core.fleet import Worker
 from penstock.router.shell.forms import NOT_RETURNED, named_by_connection
 from penstock.router.shell.inbound import Inbound
@@ -17,15 +16,20 @@ def request_head(inbound: Inbound, worker: Worker, forwarded_for: bytes, length:
     if inbound.connection:
         dropped = named_by_connection(inbound.connection)
         fields = [field for field in fields if field[0] not in dropped]
-    lines = [
-        b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-forwarded-for: %b"
-        % (target or inbound.target, worker.host.encode(), worker.port, length, inbound.request_id, forwarded_for)
-    ]
-    lines += [name + b": " + value for _, name, value in fields]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    head = b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-forwarded-for: %b\r\n" % (
+        target or inbound.target,
+        worker.host.encode(),
+        worker.port,
+        length,
+        inbound.request_id,
+        forwarded_for,
+    )
+    for _, name, value in fields:
+        head += name + b": " + value + b"\r\n"
+    return head + b"\r\n"
 
 
-class AnswerHead(NamedTuple):
+class AnswerHead(Struct, frozen=True):
     """An answer's head as the client gets it, and what it says of the body."""
 
     head: bytes
