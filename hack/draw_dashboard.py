@@ -149,9 +149,10 @@ def _stat(cell: Axes, panel: Panel, answers: list[Answer]) -> None:
 
 def _states(cell: Axes, panel: Panel, answers: list[Answer]) -> None:
     found = _series(answers)
-    for index, (_, times, _values) in enumerate(found):
+    colours = {"plan": "tab:blue", "held": "orange", "degraded": "red"}
+    for index, (legend, times, _) in enumerate(found):
         step = min((b - a for a, b in pairwise(times)), default=1.0)
-        cell.broken_barh([(at, step) for at in times], (index - 0.35, 0.7), color=f"C{index}")
+        cell.broken_barh([(at, step) for at in times], (index - 0.35, 0.7), color=colours[legend.split()[0]])
     cell.set_yticks(range(len(found)), [legend for legend, _, _ in found], fontsize=8)
     cell.tick_params(axis="x", labelsize=8)
     cell.invert_yaxis()

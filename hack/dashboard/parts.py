@@ -26,6 +26,8 @@ DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 GREEN, ORANGE, RED, GREY = "green", "orange", "red", "text"
 LIMITS = ("objective", "budget", "most", "fewest", "desired")
 """Legends that begin so name a limit: drawn as a dashed line without a fill."""
+STATES = {"plan": "blue", "held": ORANGE, "degraded": RED}
+"""Colours of states by the first word of their legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +150,13 @@ def _table(panel: Panel) -> table.Panel:
 
 
 def _states(panel: Panel) -> statetimeline.Panel:
-    made = statetimeline.Panel().line_width(0).fill_opacity(70)
+    """A bar for each series while it is there, in the colour of the word its legend begins with."""
+    made = statetimeline.Panel().line_width(0).fill_opacity(70).show_value(common.VisibilityMode.NEVER)
     made.legend(commons.VizLegendOptions().show_legend(False))
-    made.color_scheme(dashboards.FieldColor().mode(FieldColorModeId.THRESHOLDS))
-    return made.thresholds(_thresholds(panel.steps or ((None, GREY),)))
+    for word, colour in STATES.items():
+        value = DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
+        made.override_by_regexp(f"/^{word}/", [value])
+    return made
 
 
 def _thresholds(steps: Steps) -> dashboards.ThresholdsConfig:
