@@ -188,7 +188,7 @@ class Requests:
         del self.streams[finished.id]
         lived = stream.lived
         if lived.cached is None:
-            lived.cached = finished.cached_tokens
+            lived.cached = finished.cached_tokens + _fetched(stream, finished)
         if stream.leg:
             self._prefilled(stream, finished, now)
             return
@@ -382,3 +382,8 @@ class Requests:
         if self.living.pop(lived.index, None) is None:
             raise RuntimeError(f"request {lived.index} ended twice")
         self._on_settled(outcome)
+
+
+def _fetched(stream: Stream, finished: Finished) -> int:
+    """Prompt tokens that were brought from another worker's cache: a hit, unlike those that a leg computed."""
+    return finished.remote_tokens if stream.source is not None and not stream.source.leased else 0
