@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 from penstock.cli import box as box_verbs
+from penstock.cli import profile as profile_verbs
 from penstock.cli.explain import explain
 from penstock.cli.plan import plan
 from penstock.cli.replay import replay
@@ -29,6 +30,7 @@ app.command()(top)
 app.command()(explain)
 app.command()(replay)
 app.command()(plan)
+app.add_typer(profile_verbs.app)
 app.command("simulate")(simulate_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
