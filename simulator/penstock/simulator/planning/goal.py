@@ -12,9 +12,11 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
+from penstock.core.engine import BatchScheduler
 from penstock.core.models import Accelerator, ModelArchitecture
 from penstock.core.traces import Trace, TraceRequest
 from penstock.router.decisions.policies import DEFAULT_POLICY
+from penstock.router.decisions.split import SplitLimits
 from penstock.simulator.links import Link
 from penstock.simulator.scenario import FirstToken, Impossible, NodeGroup
 from penstock.simulator.workloads import like
@@ -124,6 +126,8 @@ class Space:
     policy: str = DEFAULT_POLICY
     transfer: Link = field(default_factory=Link)
     first_token: FirstToken = FirstToken.DECODE
+    split: SplitLimits = field(default_factory=SplitLimits)
+    scheduler: BatchScheduler = BatchScheduler.STALL_FREE
 
     def __post_init__(self) -> None:
         names = [group.accelerator.name for group in self.groups]

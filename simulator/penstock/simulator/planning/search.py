@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from penstock.simulator.planning.bounds import Bounds
-from penstock.simulator.planning.candidates import Cell, Plan, cells_of, enumerate_plans, sized_plans
+from penstock.simulator.planning.candidates import BUDGETS, Cell, Plan, cells_of, enumerate_plans, sized_plans
 from penstock.simulator.planning.goal import Goal, Rank, Space, rate_at, step_below
 from penstock.simulator.planning.phases import Mapper, batches, estimate, phase_rates
 from penstock.simulator.planning.trial import Climb, Trial, climb, try_plan
@@ -96,10 +96,17 @@ class _State:
 
 
 def find_plans(
-    space: Space, goal: Goal, *, most: int = 64, mapper: Mapper = map, tell: Tell = lambda *_: None
+    space: Space,
+    goal: Goal,
+    *,
+    most: int = 64,
+    budgets: Sequence[int] = BUDGETS,
+    mapper: Mapper = map,
+    tell: Tell = lambda *_: None,
 ) -> Found:
-    """The best plans of the space, `most` of them tried; the first so many by what they promise."""
-    cells = [cell for group in space.groups for cell in cells_of(space.model, group, space.context)]
+    """The best plans of the space. `most` of them are tried, the first so many by what they promise; `budgets` are the
+    token budgets that workers may have which compute prompts."""
+    cells = [cell for group in space.groups for cell in cells_of(space.model, group, space.context, budgets)]
     tell(f"trying {len(cells)} kinds of workers alone", 0, 0)
     rates = phase_rates(space, cells, _KINDS_OF_ONE if len(space.groups) == 1 else _KINDS, mapper)
     plans = candidates(space, goal, rates)

@@ -59,6 +59,8 @@ def scenario_of(space: Space, plan: Plan) -> Scenario:
         tpot_s=space.objectives.tpot_s,
         transfer=space.transfer,
         first_token=space.first_token,
+        split=space.split,
+        scheduler=space.scheduler,
         max_in_flight=max(1024, len(space.sample)),
     )
 
