@@ -140,6 +140,26 @@ async def test_an_engine_with_another_template_is_asked_for_chats_only(stage: An
     assert (salted.source, salted.prompts[0].block_hashes) == ("ids", done.prompts[0].block_hashes)
 
 
+async def test_what_needs_no_waiting_is_done_at_once_and_the_rest_is_left(stage: Any) -> None:
+    s = stage(Engine(template="{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"))
+    text, chat = request(prompt="Which worker"), request(True, messages=MESSAGES)
+    ids = s.service.at_once(request(prompt=[1, 2, 3, 4, 5]), s.ask)
+    assert (ids.source, len(ids.prompts[0].block_hashes)) == ("ids", 1)
+    assert s.service.at_once(text, s.ask) is None, "no tokenizer is chosen yet"
+    later = await s.service.tokenize(text, s.ask)
+    assert s.service.at_once(text, s.ask) == later
+    assert s.service.at_once(chat, s.ask) is None, "chats are the engine's to tell"
+    assert s.service.at_once(request(prompt=LONG), s.ask) is None, "a long prompt is a thread's"
+    assert s.service.counts.tokenized == {("m", "ids"): 1, ("m", "files"): 2}
+    with pytest.raises(PromptError):
+        s.service.at_once(request(prompt="\ud800"), s.ask)
+    s.time += TokenOptions().recheck + 1
+    assert s.service.at_once(text, s.ask) is None, "the choice is to be made anew"
+    assert await s.service.tokenize(text, s.ask) == later
+    assert s.service.at_once(text, s.ask) == later, "while it is, what was chosen before holds"
+    await s.settle()
+
+
 async def test_files_of_another_model_are_not_believed(stage: Any, root: Path) -> None:
     families.write("mistral", root / "m")
     s = stage(Engine("llama3"))
