@@ -80,9 +80,9 @@ def echo() -> Iterator[Target]:
 
 
 @contextlib.contextmanager
-def router(policy: str) -> Iterator[Target]:
-    """A router process; its workers are addresses nobody listens on, for `Pick` never talks to them."""
-    workers = ",".join(f"m=http://127.0.0.1:{20000 + i}" for i in range(WORKERS))
+def router(policy: str, count: int = WORKERS) -> Iterator[Target]:
+    """A router process; its `count` workers are addresses nobody listens on, for `Pick` never talks to them."""
+    workers = ",".join(f"m=http://127.0.0.1:{20000 + i}" for i in range(count))
     port = free_port()
     flags = ["--host=127.0.0.1", f"--port={free_port()}", "--health-port=0", "--metrics-port=0", "--scrape-interval=0"]
     flags += [f"--grpc-port={port}", f"--policy={policy}", f"--workers={workers}"]
