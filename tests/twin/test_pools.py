@@ -74,7 +74,7 @@ def play_checked(scenario: Scenario, trace: Trace) -> Twin:
         requests, now = twin.requests, twin.events.now
         inside = Counter(active.id for worker in twin.workers for active in worker.engine.living())
         assert set(inside.values()) <= {1}, "a sequence is at two workers"
-        heard = {name for name, stream in requests.streams.items() if stream.worker.number not in twin.reach}
+        heard = {name for name, stream in requests.streams.items() if stream.worker.number not in twin.reach.lost}
         assert {name for name in inside if requests.streams.get(name) is not None} >= heard
         assert len(twin.outcomes) + twin.left == len(trace.requests)
         arrived = sum(request.arrival_s < now for request in trace.requests)
@@ -94,7 +94,7 @@ def play_checked(scenario: Scenario, trace: Trace) -> Twin:
     assert twin.left == 0
     assert twin.fleet.reservations == 0
     assert len(twin.pulls.transfers) == 0
-    assert not any(worker.engine.living() for worker in twin.workers if worker.number not in twin.reach)
+    assert not any(worker.engine.living() for worker in twin.workers if worker.number not in twin.reach.lost)
     for outcome, asked in zip(twin.outcomes, trace.requests, strict=True):
         if outcome.verdict is Verdict.COMPLETED:
             assert (outcome.prompt_tokens, outcome.output_tokens) == (asked.input_tokens, asked.output_tokens)

@@ -13,22 +13,16 @@ Saying = Callable[[float], None]
 class Reach:
     """Which workers the router is cut off from, by number, and what each of them has said since."""
 
-    __slots__ = ("_said", "_spells")
+    __slots__ = ("_said", "lost")
 
     def __init__(self) -> None:
-        self._spells: dict[int, int] = {}  # Spells may overlap; the last one to end counts.
+        self.lost: dict[int, int] = {}
+        """Who is cut off, by how many spells: they may overlap, and the last one to end counts."""
         self._said: dict[int, list[Saying]] = {}
-
-    def __bool__(self) -> bool:
-        """Whether anybody is cut off: asked at every token that matters, so it must be cheap."""
-        return bool(self._spells)
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._spells
 
     def cut(self, number: int) -> None:
         """The router loses a worker."""
-        self._spells[number] = self._spells.get(number, 0) + 1
+        self.lost[number] = self.lost.get(number, 0) + 1
         self._said.setdefault(number, [])
 
     def say(self, number: int, what: Saying) -> None:
@@ -37,8 +31,8 @@ class Reach:
 
     def heal(self, number: int) -> list[Saying]:
         """One spell is over: what was said, in its order, if nothing else keeps the worker apart."""
-        self._spells[number] -= 1
-        if self._spells[number]:
+        self.lost[number] -= 1
+        if self.lost[number]:
             return []
-        del self._spells[number]
+        del self.lost[number]
         return self._said.pop(number)

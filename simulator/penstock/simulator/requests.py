@@ -8,7 +8,7 @@ answer that broke after its first token a sequence whose prompt is the old one a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -75,7 +75,7 @@ class _Lived:
     cached: int | None = None
     """Prompt tokens found in the cache of whoever computed the prompt first."""
     sequences: int = 0
-    held: dict[bytes, Held] = field(default_factory=dict)
+    held: dict[bytes, Held] | None = None
     """What prefill legs left behind, by the parameters of the decode leg that may have it."""
 
 
@@ -127,6 +127,7 @@ class Requests:
         an event of its own leads to."""
         self._scenario, self._events, self._fleet, self._policy = scenario, events, fleet, policy
         self._workers, self._pulls, self._reach = workers, pulls, reach
+        self._lost = reach.lost  # Empty nearly always, and asked at every turn.
         self._split, self._before_pick, self._on_settled = split, before_pick, settle
         self.living: dict[int, _Lived] = {}
         self.streams: dict[str, Stream] = {}
@@ -168,7 +169,7 @@ class Requests:
         stream = self.streams.get(sequence_id)
         if stream is None or stream.leg:
             return
-        if self._reach and stream.worker.number in self._reach:
+        if self._lost and stream.worker.number in self._lost:
             self._reach.say(stream.worker.number, partial(self.began, sequence_id))
             return
         stream.begun = True
@@ -182,7 +183,7 @@ class Requests:
         stream = self.streams.get(finished.id)
         if stream is None:
             return
-        if self._reach and stream.worker.number in self._reach:
+        if self._lost and stream.worker.number in self._lost:
             self._reach.say(stream.worker.number, partial(self.ended, finished))
             return
         del self.streams[finished.id]
@@ -205,7 +206,7 @@ class Requests:
     def _hear_of_loss(self, stream: Stream, one: Lost, now: float) -> None:
         if self.streams.get(stream.id) is not stream:
             return  # given up meanwhile
-        if self._reach and stream.worker.number in self._reach:
+        if self._lost and stream.worker.number in self._lost:
             self._reach.say(stream.worker.number, partial(self._hear_of_loss, stream, one))
             return
         self._broke(stream, Failure.RESET, one.generated if stream.begun else 0, one.cached_tokens, now)
@@ -223,7 +224,7 @@ class Requests:
             self._check_at(until, partial(self._wait_in_vain, stream, stream.spells, heard))
 
     def _wait_in_vain(self, stream: Stream, spell: int, heard: int, now: float) -> None:
-        if self.streams.get(stream.id) is not stream or stream.worker.number not in self._reach:
+        if self.streams.get(stream.id) is not stream or stream.worker.number not in self._lost:
             return
         if spell != stream.spells:
             return  # it was heard of in between
@@ -275,7 +276,9 @@ class Requests:
         if not self._connects(worker, lived, now):
             return
         asked, given = lived.asked, lived.given
-        source = None if attempt.transfer is None else lived.held.get(attempt.transfer.params)
+        source = None
+        if attempt.transfer is not None and lived.held is not None:
+            source = lived.held.get(attempt.transfer.params)
         if given >= asked.output_tokens:
             # The prefill worker's token was the only one: nothing is left to decode.
             if source is not None and source.life == source.worker.life:
@@ -324,7 +327,7 @@ class Requests:
 
     def _connects(self, worker: TwinWorker, lived: _Lived, now: float) -> bool:
         """Whether a worker takes the connection; if not, the life is told, at once or after the time-out."""
-        if self._reach and worker.number in self._reach:
+        if self._lost and worker.number in self._lost:
             self._check_at(now + self._scenario.timeouts.connect_s, partial(self._no_connection, lived))
             return False
         if not worker.alive:
@@ -350,6 +353,7 @@ class Requests:
         params = None
         if held is not None and stream.worker.alive:
             params = finished.id.encode()
+            lived.held = lived.held or {}
             lived.held[params] = Held(stream.worker, stream.worker.life, finished.id, held.tokens)
         self._tell(lived, Prefilled(now, _OK, params), now)
 

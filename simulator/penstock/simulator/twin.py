@@ -163,7 +163,7 @@ class Twin:
     def _sample(self, now: float, number: int) -> None:
         worker = self.workers[number]
         self.events.at(now + self.scenario.scrape_interval_s, SAMPLE, number, self._sample, number)
-        if worker.alive and number not in self.reach:
+        if worker.alive and number not in self.reach.lost:
             worker.settle(now)
             stats = worker.engine.stats()
             foreign = stats.running + stats.waiting - int(self.fleet.in_flight[worker.slot])

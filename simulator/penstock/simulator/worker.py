@@ -83,7 +83,10 @@ class TwinWorker:
             self.engine.add(sequence, now)
         else:
             self.engine.admit_with_remote_kv(sequence, remote_tokens, now)
-        self._look_up(now)
+        if self._run is not None:
+            self._cut(self._run, now)
+        elif self._flight is None:
+            self._wake_at(now)
 
     def remote(self, sequence_id: str, arrived: bool, now: float) -> None:
         """The KV of a sequence that `wanted` it is here, or will not come."""
