@@ -240,7 +240,7 @@ CONTROL = Row(
         Panel(
             "The autoscaler's own looks at workers",
             "Scrapes by how they ended. Anything but Ok lowers the coverage of signals.",
-            (Q("sum by (reason) (rate(penstock_autoscaler_scrapes_total[$__rate_interval]))", "{{reason}}"),),
+            (Q("sum by (reason) (rate(penstock_autoscaler_scrapes_total[$__rate_interval])) > 0", "{{reason}}"),),
             unit="ops",
             stacked=True,
         ),

@@ -117,7 +117,7 @@ REQUESTS = Row(
             "Answers by status",
             "429: all workers were full. 502: every attempt failed. 503: no worker. 499: the client left. 200 alone is "
             "well.",
-            (Q(rate("penstock_router_requests_total", M, "code"), "{{code}}"),),
+            (Q(rate("penstock_router_requests_total", M, "code") + " > 0", "{{code}}"),),
             unit="reqps",
             stacked=True,
             runbook="requests-fail",
@@ -151,7 +151,7 @@ REQUESTS = Row(
             "Picks by policy and reason",
             "Over all models of the routers. LeastViolation under KVAware: no worker would meet the objectives, so "
             "more of them are needed.",
-            (Q(rate("penstock_router_picks_total", "", "policy, reason"), "{{policy}} {{reason}}"),),
+            (Q(rate("penstock_router_picks_total", "", "policy, reason") + " > 0", "{{policy}} {{reason}}"),),
             unit="reqps",
             stacked=True,
         ),
@@ -183,7 +183,7 @@ APART = Row(
             "Prompts split, or not, and why",
             "Of a deployment with workers of both roles: how many prompts were computed on one worker and decoded on "
             "another. Empty where one worker does both.",
-            (Q(rate("penstock_router_splits_total", M, "reason"), "{{reason}}"),),
+            (Q(rate("penstock_router_splits_total", M, "reason") + " > 0", "{{reason}}"),),
             unit="reqps",
             stacked=True,
         ),
@@ -191,7 +191,7 @@ APART = Row(
             "Prefill legs by outcome",
             "Held: the blocks wait for the decode worker. Anything else computed the prompt twice; steadily, look at "
             "the prefill workers' logs.",
-            (Q(rate("penstock_router_prefill_legs_total", M, "outcome"), "{{outcome}}"),),
+            (Q(rate("penstock_router_prefill_legs_total", M, "outcome") + " > 0", "{{outcome}}"),),
             unit="reqps",
             stacked=True,
             runbook="prompts-are-computed-twice",

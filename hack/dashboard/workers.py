@@ -126,8 +126,8 @@ CACHE = Row(
             "`files` and `built-in`: the router itself; `ids`: the client sent tokens; `engine`: asked of a worker's "
             "/tokenize. What stays unknown is picked without its prefix.",
             (
-                Q(rate("penstock_router_tokenized_requests_total", M, "source"), "{{source}}"),
-                Q(rate("penstock_router_untokenized_requests_total", M, "reason"), "unknown: {{reason}}"),
+                Q(rate("penstock_router_tokenized_requests_total", M, "source") + " > 0", "{{source}}"),
+                Q(rate("penstock_router_untokenized_requests_total", M, "reason") + " > 0", "unknown: {{reason}}"),
             ),
             unit="reqps",
             stacked=True,
