@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from penstock.core.fleet import Role
@@ -16,6 +18,7 @@ from penstock.simulator.scenario import FirstToken, NodeGroup
 from penstock.simulator.startup import StartUp
 from penstock.simulator.workloads import Agents, Columns, as_workload
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "concepts"
 WHOLE = """
 version: 1
 model: llama-3.1-70b
@@ -225,6 +228,17 @@ def test_many_requests_with_nothing_but_lengths_are_columns() -> None:
 def test_a_workload_of_too_much_or_nothing_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse_scenario(text, "a.yaml").workload.make_workload(nothing, 8192, 0)
+
+
+def test_the_scenarios_of_the_docs_are_scenarios() -> None:
+    page = (DOCS / "twin.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    form = parse_scenario(example, "twin.md")
+    assert [pool.name for pool in form.scenario().pools] == ["prefill", "decode"]
+    spikes = parse_scenario((DOCS / "twin-spikes.yaml").read_text(), "twin-spikes.yaml")
+    workload, dropped = spikes.workload.make_workload(nothing, 8192, 0)
+    assert workload.total == pytest.approx(14 * 300, rel=0.1)
+    assert dropped == 0
 
 
 def test_another_seed_is_another_workload_and_the_same_the_same() -> None:

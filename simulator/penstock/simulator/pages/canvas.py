@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "Draw", "colour", "picture", "tidy"]
+__all__ = ["COLOURS", "Draw", "colour", "picture", "sheet", "tidy"]
 
 COLOURS = ("#0b6e99", "#d1603d", "#4f8a3c", "#8a5fb0", "#b8860b", "#5b6770")
 """Told apart by the colour-blind too, and in print."""
@@ -50,13 +50,27 @@ def colour(number: int) -> str:
 
 def picture(draw: Draw, *, width: float = 6.4, height: float = 3.2, kind: str = "svg") -> bytes:
     """What `draw` makes of an empty figure, in inches; `kind` is `svg` or `png`. The same drawing, the same bytes."""
-    with _style() as figures:
-        figure, axes = figures(figsize=(width, height), layout="constrained")
+    with _style():
+        return _written([draw], 1, width, height, kind)
+
+
+def sheet(drawings: Sequence[Draw], columns: int = 2, *, width: float = 9.6, height: float = 2.6) -> bytes:
+    """Several drawings in one SVG, row by row; `height` is that of one row."""
+    with _style():
+        return _written(drawings, columns, width, height * -(-len(drawings) // columns), "svg")
+
+
+def _written(drawings: Sequence[Draw], columns: int, width: float, height: float, kind: str) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    places = figure.subplots(-(-len(drawings) // columns), columns, squeeze=False).flat
+    for draw, axes in zip(drawings, places, strict=False):
         draw(figure, axes)
-        written = io.BytesIO()
-        metadata: dict[str, Any] = {"Date": None, "Creator": "Penstock"} if kind == "svg" else {"Software": "Penstock"}
-        figure.savefig(written, format=kind, metadata=metadata, dpi=130)
-        return _bare(written.getvalue()) if kind == "svg" else written.getvalue()
+    written = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None, "Creator": "Penstock"} if kind == "svg" else {"Software": "Penstock"}
+    figure.savefig(written, format=kind, metadata=metadata, dpi=130)
+    return _bare(written.getvalue()) if kind == "svg" else written.getvalue()
 
 
 def tidy(axes: Axes, title: str, across: str = "", up: str = "") -> None:
@@ -68,20 +82,13 @@ def tidy(axes: Axes, title: str, across: str = "", up: str = "") -> None:
 
 
 @contextmanager
-def _style() -> Iterator[Callable[..., Any]]:
+def _style() -> Iterator[None]:
+    """Our settings and nothing of a user's own."""
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    def figures(**options: Any) -> tuple[Figure, Axes]:
-        figure = Figure(**options)
-        FigureCanvasAgg(figure)
-        return figure, figure.subplots()
-
-    # Of whatever a user's own settings say nothing may show.
     plain: Any = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"} | _STYLE
     with mpl.rc_context(plain):
-        yield figures
+        yield
 
 
 def _bare(svg: bytes) -> bytes:

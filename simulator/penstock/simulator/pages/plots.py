@@ -84,11 +84,11 @@ def course_plots(report: Report) -> list[Draw]:
     return [
         _course(course, "Requests a second", "", [("sent", "sent_per_s"), ("completed", "completed_per_s")]),
         _course(
-            course, "Requests under way", "",
-            [("in flight", "in_flight"), ("in batches", "running"), ("waiting in engines", "waiting")],
+            course, "Under way", "requests",
+            [("in flight", "in_flight"), ("in batches", "running"), ("waiting", "waiting")],
         ),
         _course(
-            course, "TTFT by time of sending", "seconds", [("p50", "ttft_p50_s"), ("p99", "ttft_p99_s")],
+            course, "TTFT by sending", "seconds", [("p50", "ttft_p50_s"), ("p99", "ttft_p99_s")],
             log=True, goal=goal,
         ),
         _course(course, "Workers ready", "", [("ready", "workers_ready")], whole=True),
@@ -120,7 +120,7 @@ def _course(
             axes.set_yscale("log")
             _logarithmic(axes.yaxis)
         else:
-            axes.set_ylim(0, 1.03 if percent else None)
+            axes.set_ylim(0, 1.03 if percent else 1.1 * max(axes.get_ylim()[1], 1e-9))
         if percent:
             axes.yaxis.set_major_formatter(_percent())
         if whole:
@@ -128,7 +128,14 @@ def _course(
         tidy(axes, title, "seconds", unit)
         axes.set_xlim(0.0, edges[-1])
         if len(series) > 1 or goal is not None:
-            axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, -0.18), borderaxespad=0.0)
+            axes.legend(
+                loc="lower right",
+                ncols=3,
+                bbox_to_anchor=(1.0, 1.0),
+                borderaxespad=0.1,
+                columnspacing=1.0,
+                handlelength=1.4,
+            )
 
     return draw
 
@@ -168,10 +175,12 @@ def _columns(curves: Sequence[Sequence[Mapping[str, float]]], key: str) -> list[
 
 
 def _logarithmic(axis: Axis) -> None:
-    """Marks of a logarithmic axis as plain numbers."""
+    """Marks of a logarithmic axis as plain numbers, no more of them than can be read."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
+    low, high = axis.get_view_interval()
+    wide = high > 30 * low
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:g}")
 
