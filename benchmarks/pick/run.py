@@ -1,12 +1,14 @@
 """Picks in process, from a prompt's block hashes to the reserved worker, for fleets of 8 to 1,024 workers, in one run.
 
-    python benchmarks/pick/run.py [--rounds 3] [--picks 2000] [--json FILE]
+    python benchmarks/pick/run.py [--rounds 3] [--picks 2000] [--dynamo PYTHON] [--json FILE]
 
 A prompt has 2,048 tokens (128 blocks of 16). Its system prompt (64 blocks) is cached by half of the workers, the rest
 by one; every worker has some requests running. Columns: the prefix look-up alone, the whole pick (look-up, prediction
 for every candidate, choice) by KVAware, the same sums in a plain loop over workers as the baseline, LeastLoaded and
-PrefixAffinity, and reserve + release. Times are microseconds; p50 and p99 are of the round with the lowest p50, since
-what disturbs a round is never the code.
+PrefixAffinity, and reserve + release. With `--dynamo`, an interpreter that has `ai-dynamo-runtime==1.6.1` (`pip install
+--no-deps` into a virtual environment of its own is enough), also Dynamo's SelectionService from Python, asked by block
+hashes too; it hears no KV events, so it finds nothing cached. Times are microseconds; p50 and p99 are of the round with
+the lowest p50, since what disturbs a round is never the code.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import gc
 import json
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -120,13 +123,27 @@ def measure(count: int, picks: int, rounds: int) -> dict[str, Result]:
     return columns
 
 
+def dynamo(python: str, count: int, picks: int) -> dict[str, Result]:
+    """Dynamo's columns for one size of fleet, measured by its own interpreter."""
+    script = Path(__file__).parent / "dynamo_service.py"
+    case = {"workers": count, "blocks": TOKENS // BLOCK, "picks": picks, "endpoint": "tcp://127.0.0.1:9"}
+    done = subprocess.run([python, script], input=json.dumps(case), capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise SystemExit(f"{python} cannot run Dynamo's SelectionService: {done.stderr[-500:]}")
+    found = json.loads(done.stdout).items()
+    return {f"Dynamo {name}": Result(statistics.median(t), t[len(t) * 99 // 100]) for name, t in found}
+
+
 def main() -> None:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--picks", type=int, default=2000)
+    parser.add_argument("--dynamo", metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if not given.dynamo:
+        print("without Dynamo's columns: no --dynamo PYTHON with ai-dynamo-runtime==1.6.1 was given")
     gc.disable()
     rows: dict[str, dict[str, dict[str, float]]] = {}
     names = ("look-up", "KVAware", "loop", "LeastLoaded", "PrefixAffinity", "reserve+release")
@@ -137,6 +154,10 @@ def main() -> None:
         rate = 1e6 / columns["reserve+release"].p50
         ratio = columns["loop"].p50 / columns["KVAware"].p50
         print(f"{count:>7}  {cells}   loop/KVAware {ratio:.1f}x, {rate:,.0f} reserve+release/s")
+        if given.dynamo:
+            theirs = dynamo(given.dynamo, count, given.picks)
+            print("".join(f"         {name} {r.p50:.1f} ({r.p99:.1f})" for name, r in theirs.items()))
+            columns |= theirs
         rows[str(count)] = {name: {"p50_us": r.p50, "p99_us": r.p99} for name, r in columns.items()}
     if given.json is not None:
         given.json.write_text(

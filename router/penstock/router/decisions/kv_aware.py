@@ -25,6 +25,7 @@ from penstock.router.decisions.predict import (
     decode_times,
     lateness,
     prefill_half,
+    punctual,
     side_of,
     whole,
 )
@@ -61,22 +62,23 @@ class KVAware:
         split = None if mates is None else _paired(side, mates, view, request, estimate, cached, now)
         if split is not None:
             estimate = split.estimate
-        late = lateness(estimate.ttft, estimate.tpot, request)
-        scores, reason = _scored(side, view, estimate, late)
+        meets = punctual(side, estimate.ttft, estimate.tpot, request)
+        scores, reason = _scored(side, view, estimate, meets)
         best, alone = _first(scores, estimate.hits, side, view, seed)
         if not alone:
             reason = TURN
         return _made(request, side, estimate, split, scores, reason, best, cached is not None)
 
 
-def _scored(side: Side, view: FleetView, estimate: Estimate, late: Floats | None) -> tuple[Floats, PickReason]:
+def _scored(
+    side: Side, view: FleetView, estimate: Estimate, meets: NDArray[np.bool_] | None
+) -> tuple[Floats, PickReason]:
     """Cost of those that meet the objectives, or of all when none does; infinite for who may not be picked."""
     barred = _overloaded(side, view, estimate.hits)
-    if late is not None and not side.all_profiled:
-        late = np.where(side.profiled, late, 0.0)  # what cannot be predicted cannot be held against a worker
     scores, reason = estimate.cost, _CHEAPEST
-    if late is not None and np.count_nonzero(late):
-        meets = late <= 0.0 if barred is None else (late <= 0.0) & ~barred
+    if meets is not None and np.count_nonzero(meets) < len(side):
+        if barred is not None:
+            meets = meets & ~barred
         if np.count_nonzero(meets):
             scores = np.where(meets, scores, np.inf)
         else:
@@ -123,11 +125,11 @@ def _paired(
             chosen[side.decodes_only & (side.domain == domain)] = _best_of(here, order, half)
     if not (chosen >= 0).any():
         return None
-    tpot, added, others, wait = decode_times(side, view, request, now)
+    tpot, added, batch, wait = decode_times(side, view, request, now)
     transfer = side.transfer * (request.prompt_tokens - alone.hits)
     arrived = half.ttft[chosen] + transfer
     ttft = (arrived if wait is None else np.maximum(arrived, wait)) + tpot
-    cost = half.cost[chosen] + side.price * (added * (others + 1.0) + ttft - half.ttft[chosen])
+    cost = half.cost[chosen] + side.price * (added * batch + ttft - half.ttft[chosen])
     short = request.prompt_tokens - alone.hits <= LOCAL_TOKENS
     chosen = np.where((chosen >= 0) & short & _better(alone, ttft, tpot, cost, request), -1, chosen)
     apart = chosen >= 0
@@ -145,8 +147,7 @@ def _paired(
 
 def _prefill_order(mates: Side, view: FleetView, request: Request, half: Estimate) -> Floats:
     """Prefill workers, best first; the first token's objective is all that can be judged here."""
-    late = None if request.ttft_ms is None else np.maximum(half.ttft - request.ttft_ms, 0.0)
-    return _scored(mates, view, half, late)[0]
+    return _scored(mates, view, half, punctual(mates, half.ttft, None, request))[0]
 
 
 def _best_of(here: NDArray[np.intp], order: Floats, half: Estimate) -> int:

@@ -37,14 +37,18 @@ class Memory:
     """Prompt tokens of an average request there."""
 
 
-def full_memory(view: FleetView, rows: Slots | slice, request: Request, foreign: Floats | float) -> Memory | None:
-    """Where memory is short for this request; `None` where it is not, or nobody's capacity is known."""
+def full_memory(
+    view: FleetView, rows: Slots | slice, request: Request, foreign: Floats | float, most: Floats
+) -> Memory | None:
+    """Where memory is short for this request; `None` where it is not, or nobody's capacity is known.
+
+    `most` is the most tokens held at each candidate, this request's included.
+    """
     capacity = view.kv_capacity[rows]
+    if not np.count_nonzero(most > capacity):  # NaN compares false
+        return None
     prompt = float(request.prompt_tokens)
     context = view.context_tokens[rows]
-    bound = context + (foreign * view.mean_request_tokens + prompt)
-    if not np.count_nonzero(bound > capacity):  # at most that much is held; NaN compares false
-        return None
     capacity = np.where(np.isnan(capacity), np.nanmean(capacity), capacity)
     count = np.maximum(view.in_flight[rows], 1)
     halves = view.outstanding_tokens[rows] - context

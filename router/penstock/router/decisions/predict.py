@@ -109,45 +109,48 @@ def prefill_times(side: Side, view: FleetView, request: Request, hits: Floats | 
 def decode_times(
     side: Side, view: FleetView, request: Request, now: float
 ) -> tuple[Floats, Floats, Floats, Floats | None]:
-    """(tpot, added, others, wait): ms per token with it in the batch, ms it adds to all passes, requests that decode.
+    """(tpot, added, batch, wait): ms per token with it in the batch, ms it adds to all passes, requests that decode
+    (with this one), and the wait for memory.
 
     `wait` is ms until there is KV memory for it, `None` where there is enough. A full memory bounds the batch too.
     """
     rows = side.rows
     output = float(min(request.max_tokens, TYPICAL_OUTPUT))
     foreign = foreign_requests(view, rows, now)
-    requests = view.in_flight[rows] + foreign
-    context = view.context_tokens[rows] + float(request.prompt_tokens)
-    memory = full_memory(view, rows, request, foreign)
-    others = np.maximum(requests - view.pending[rows, 0], 0.0)
+    running = view.in_flight[rows] + (foreign + 1.0)
+    context = cast(Floats, view.context_tokens[rows] + float(request.prompt_tokens))
+    # Nearly always nobody else is known to send: then that is a sum less.
+    most = context if isinstance(foreign, float) else context + foreign * view.mean_request_tokens
+    memory = full_memory(view, rows, request, foreign, most)
+    batch = np.maximum(running - view.pending[rows, 0], 1.0)
     wait = None
     if memory is not None:
-        requests = (requests + 1.0) * memory.share - 1.0
+        running = running * memory.share
         context = context * memory.share
-    tpot = side.decode_slope * (requests + 1.0)
+    tpot = side.decode_slope * running
     tpot += side.context_slope * context
     tpot += side.floor
     if side.experts is not None:
-        tpot += side.experts[:, 0] * (1.0 - (1.0 - side.experts[:, 1]) ** (requests + 1.0))
+        tpot += side.experts[:, 0] * (1.0 - (1.0 - side.experts[:, 1]) ** running)
     added = side.context_slope * (request.prompt_tokens + output / 2.0)
     added += side.decode_slope
     added *= output
     if memory is not None:
         prefill = side.prefill_base + (side.prefill_slope + side.prefill_square * memory.prompt) * memory.prompt
-        wait = memory.over * (memory.output * tpot + (requests + 1.0) * prefill)
-    return tpot, added, others, wait
+        wait = memory.over * (memory.output * tpot + running * prefill)
+    return tpot, added, batch, wait
 
 
 def whole(side: Side, view: FleetView, request: Request, hits: Floats | float, now: float) -> Estimate:
     """The request at workers that do both halves."""
     queue, own = prefill_times(side, view, request, hits)
-    tpot, added, others, wait = decode_times(side, view, request, now)
+    tpot, added, batch, wait = decode_times(side, view, request, now)
     if wait is not None:
         queue = np.maximum(queue, wait)  # who is waited for is prefilled meanwhile
     ttft = queue + own
     busy = added
     busy += own
-    cost = busy * (others + 1.0)
+    cost = busy * batch
     cost += ttft
     cost *= side.price
     return Estimate(hits, queue, own, ttft, tpot, cost)
@@ -158,6 +161,20 @@ def prefill_half(side: Side, view: FleetView, request: Request, hits: Floats | f
     queue, own = prefill_times(side, view, request, hits)
     ttft = queue + own
     return Estimate(hits, queue, own, ttft, np.full(ttft.shape, np.nan), (ttft + own) * side.price)
+
+
+def punctual(side: Side, ttft: Floats, tpot: Floats | None, request: Request) -> NDArray[np.bool_] | None:
+    """Who meets the objectives, shape (n,); `None` where there are none. Who cannot be predicted is not held to them.
+
+    With `tpot` None only the first token counts.
+    """
+    meets: NDArray[np.bool_] | None = None
+    if request.ttft_ms is not None:
+        meets = ttft <= request.ttft_ms
+    if tpot is not None and request.tpot_ms is not None:
+        in_time = tpot <= request.tpot_ms
+        meets = in_time if meets is None else np.logical_and(meets, in_time, out=meets)
+    return meets if meets is None or side.all_profiled else meets | ~side.profiled
 
 
 def lateness(ttft: Floats, tpot: Floats, request: Request) -> Floats | None:
