@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from penstock.core.engine import SchedulingPolicy
 from penstock.core.reports import Outcome, Report, Verdict, summarise
 from penstock.core.traces import Trace, TraceRequest
 from penstock.simulator import Crash, Scenario, StartUp, make_report, simulate
@@ -141,6 +142,18 @@ def test_a_timeline_keeps_few_samples_however_long_the_run() -> None:
     assert kept[0].at_s == 0.0
     gaps = np.diff([sample.at_s for sample in kept[:-1]])
     assert set(gaps.tolist()) == {timeline.interval_s}
+
+
+def test_whose_number_is_lower_goes_first_where_engines_queue_by_priority(scenario: Scenario) -> None:
+    crowd = LengthShape(1500, 150, max_tokens=4000).draw(arrivals(12.0, 40.0, seed=1), 1)
+    crowd = with_tenants(crowd, (Tenant("paying", 1.0, 0), Tenant("free", 3.0, 1)), seed=1)
+    waits = {}
+    for policy in SchedulingPolicy:
+        report = make_report(simulate(replace(scenario, scheduling_policy=policy), crowd), ttft_s=1.0, tpot_s=0.1)
+        waits[policy] = {name: one["ttft_seconds"]["mean"] for name, one in report.run["tenants"].items()}
+    fair, ranked = waits[SchedulingPolicy.FCFS], waits[SchedulingPolicy.PRIORITY]
+    assert 0.7 < fair["paying"] / fair["free"] < 1.4
+    assert ranked["paying"] < 0.3 * ranked["free"]
 
 
 def test_tenants_and_models_are_told_apart(scenario: Scenario) -> None:

@@ -189,6 +189,7 @@ def _config(
         max_num_seqs=own.max_num_seqs or scenario.max_num_seqs,
         max_model_len=context,
         enable_prefix_caching=scenario.prefix_caching,
+        policy=scenario.scheduling_policy,
         scheduler=scheduler,
         max_stalls=scenario.max_stalls if scheduler is BatchScheduler.PREFILL_FIRST else None,
         mixed_pass_factor=scenario.mixed_pass_factor,

@@ -291,8 +291,9 @@ class Requests:
         stream = self._stream(lived, worker, attempt.reservation, now)
         stream.source = source
         sequence = Sequence(
-            stream.id, asked.input_tokens + given, asked.output_tokens - given, block_hashes=lived.hashes, arrival=now
-        )
+            stream.id, asked.input_tokens + given, asked.output_tokens - given, block_hashes=lived.hashes, arrival=now,
+            priority=asked.priority,
+        )  # fmt: skip
         try:
             worker.submit(sequence, now, None if source is None else source.tokens)
         except ValueError as error:
@@ -317,7 +318,13 @@ class Requests:
         try:
             worker.submit(
                 Sequence(
-                    stream.id, lived.asked.input_tokens, 1, block_hashes=lived.hashes, arrival=now, lease_seconds=lease
+                    stream.id,
+                    lived.asked.input_tokens,
+                    1,
+                    block_hashes=lived.hashes,
+                    arrival=now,
+                    lease_seconds=lease,
+                    priority=lived.asked.priority,
                 ),
                 now,
             )

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from penstock.core.engine import BatchScheduler, EngineConfig
+from penstock.core.engine import BatchScheduler, EngineConfig, SchedulingPolicy
 from penstock.core.fleet import Role
 from penstock.core.models import (
     Accelerator,
@@ -103,6 +103,8 @@ class Scenario:
     max_stalls: int | None = None
     """As `EngineConfig` has it, for every worker; so is the next."""
     mixed_pass_factor: float | None = None
+    scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
+    """Who leaves an engine's queue first: who came first, or whose priority number is lower."""
     prefix_caching: bool = True
     profile: LatencyProfile | None = None
     """Of every worker, in place of the catalogue's."""

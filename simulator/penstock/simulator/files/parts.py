@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from penstock.core.engine import BatchScheduler
+from penstock.core.engine import BatchScheduler, SchedulingPolicy
 from penstock.core.fleet import Role
 from penstock.core.models import LatencyProfile, Parallelism, ProfileSource
 from penstock.router.decisions.retries import RetryLimits
@@ -110,6 +110,7 @@ class EngineForm(Form):
     scheduler: BatchScheduler = BatchScheduler.STALL_FREE
     max_stalls: Annotated[int, Field(ge=0)] | None = None
     mixed_pass_factor: Annotated[float, Field(ge=1)] | None = None
+    scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
     prefix_caching: bool = True
 
     @property
