@@ -234,6 +234,23 @@ async def test_an_engine_that_answers_nonsense_is_no_engine(stage: Any, tmp_path
         await stage(engine, at=tmp_path / "nothing").source(prompt="Which")
 
 
+async def test_engines_that_cannot_tell_are_left_alone_for_a_while(stage: Any, tmp_path: Path) -> None:
+    engine = Engine()
+    engine.dead = {"a", "b"}
+    s = stage(engine, at=tmp_path / "nothing")
+    with pytest.raises(TokensUnknown):
+        await s.source(prompt="Which")
+    asked = len(engine.asked)
+    for prompt in ("Which", LONG):
+        with pytest.raises(TokensUnknown, match="a moment ago"):
+            await s.source(prompt=prompt)
+    assert len(engine.asked) == asked, "each request waited for engines that could not tell a moment ago"
+    assert s.service.counts.unknown == {("m", "NoEngine"): 3}
+    engine.dead = set()
+    s.time += TokenOptions().retry + 0.1
+    assert await s.source(prompt="Which") == "engine"
+
+
 async def test_an_engines_refusal_is_the_clients(stage: Any, tmp_path: Path) -> None:
     engine = Engine()
     s = stage(engine, at=tmp_path / "nothing")

@@ -25,7 +25,7 @@ from penstock.core.tokens.prompts import Adapter, BlockNaming, Prompt, prompts_o
 from penstock.core.tokens.requests import ChatPrompt, PromptRequest
 from penstock.core.tokens.tokenizer import BuiltinTokenizer, ModelTokenizer, PromptTokenizer
 from penstock.router.shell.tokens.choice import Candidate, Choice, Kind, choose, kind_of, probes, try_probe
-from penstock.router.shell.tokens.engine import EngineTokenizer
+from penstock.router.shell.tokens.engine import EngineTokenizer, NoEngine
 from penstock.router.shell.tokens.folders import Fingerprint, ModelFolders
 
 log = logging.getLogger("penstock.router.tokens")
@@ -59,7 +59,7 @@ class TokenOptions:
     recheck: float = 60.0
     """How long a choice holds before files and engines are looked at again."""
     retry: float = 5.0
-    """The same, for a choice that no engine confirmed."""
+    """The same, for a choice that no engine confirmed; and how long no engine is asked after none could tell."""
     models: int = 16
     """Models whose tokenizers are kept; a large one takes some 100 MB."""
 
@@ -91,6 +91,8 @@ class _Model:
     fingerprint: Fingerprint | None = None
     from_files: Candidate | None = None
     task: "asyncio.Task[None] | None" = None
+    silent_until: dict[Kind, float] = field(default_factory=dict)
+    """Until when engines are not asked for prompts of a kind, since none could tell of the last one."""
 
 
 @dataclass(slots=True)
@@ -154,17 +156,19 @@ class TokenService:
         if request.characters > self._options.inline_characters:
             return None
         if _ids_only(request):
-            candidate = self._ids
+            candidate: Candidate | None = self._ids
         else:
             model = self._models.get(ask.model)
             if model is None or model.choice is None or (model.task is None and self._aged(model)):
                 return None
             self._models.move_to_end(ask.model)
             found = model.choice.by_kind.get(kind_of(request))
-            if found is None:
+            if found is None and self._clock() >= model.silent_until.get(kind_of(request), 0.0):
                 return None
             candidate = found
         try:
+            if candidate is None:
+                raise _silent(ask)
             prompts = prompts_of(request, candidate.tokenizer, ask.naming, self._now(), ask.adapter)
         except TokensUnknown as unknown:
             self.counts.unknown[ask.model, unknown.reason] += 1
@@ -188,8 +192,19 @@ class TokenService:
         candidate = choice.by_kind.get(kind_of(request))
         if candidate is not None:
             return Tokenized(await self._compute(request, ask, candidate.tokenizer), candidate.source)
-        told = replace(request, prompt=tuple(await self._engine.ids(ask.engines, request)))
+        told = replace(request, prompt=tuple(await self._asked(request, ask)))
         return Tokenized(await self._compute(told, ask, self._builtin), "engine")
+
+    async def _asked(self, request: PromptRequest, ask: Ask) -> list[list[int]]:
+        """An engine's ids. Where none can tell they are left alone for a while, or each request would wait in vain."""
+        model, kind = self._model(ask.model), kind_of(request)
+        if self._clock() < model.silent_until.get(kind, 0.0):
+            raise _silent(ask)
+        try:
+            return await self._engine.ids(ask.engines, request)
+        except NoEngine:
+            model.silent_until[kind] = self._clock() + self._options.retry
+            raise
 
     # Computing.
 
@@ -307,3 +322,7 @@ class TokenService:
 def _ids_only(request: PromptRequest) -> bool:
     """Whether the client gave ids, so that there is nothing to make into tokens."""
     return not isinstance(request.prompt, ChatPrompt) and not any(isinstance(p, str) for p in request.prompt)
+
+
+def _silent(ask: Ask) -> NoEngine:
+    return NoEngine(f"no engine could tell the tokens of {ask.model} a moment ago")
