@@ -9,9 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from kubernetes_asyncio.client import ApiClient
 from penstock.autoscaler.decisions import Rules, WorkerHistory, aggregate
-from penstock.autoscaler.decisions.demand import DemandRules
-from penstock.autoscaler.decisions.guard import GuardRules
-from penstock.autoscaler.decisions.plan import PlanRules
+from penstock.autoscaler.decisions.cycle import CycleTimes
 from penstock.autoscaler.shell.cluster import ClusterView
 from penstock.autoscaler.shell.export import DeploymentState, PoolState, SignalCollector, Snapshot, WorkerCounts
 from penstock.autoscaler.shell.kube import Kube
@@ -23,13 +21,11 @@ from penstock.autoscaler.shell.scaling_metrics import ScalingCollector
 from penstock.autoscaler.shell.scraper import Scraper
 from penstock.autoscaler.shell.servers import Servers
 from penstock.autoscaler.shell.settings import Settings
-from penstock.autoscaler.shell.views import ViewRules, Views
+from penstock.autoscaler.shell.views import Views
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
 log = logging.getLogger("penstock.autoscaler")
 
-_FRESH_SCRAPES = 3
-"""A sample is fresh for as long as this many scrapes take: one may be lost without a word."""
 _STUCK_FACTOR = 6
 
 
@@ -38,7 +34,8 @@ class Autoscaler:
 
     def __init__(self, settings: Settings, api: ApiClient) -> None:
         self._settings = settings
-        self._rules = Rules(settings.signal_window_s, _FRESH_SCRAPES * settings.scrape_interval_s)
+        times = cycle_times(settings)
+        self._rules = Rules(settings.signal_window_s, times.fresh_s)
         self._dirty = asyncio.Event()
         self._view = ClusterView(api, settings.watch_namespaces, self._dirty.set)
         self._scraper = Scraper(
@@ -54,10 +51,10 @@ class Autoscaler:
         self.scaling = Scaling(
             self._view,
             self._scraper,
-            Views(view_rules(settings), self._scraper.history),
+            Views(times.view, self._scraper.history),
             kube,
             self._leader,
-            (plan_rules(settings), guard_rules(settings)),
+            times.rules,
             identity,
         )
         registry = CollectorRegistry()
@@ -121,22 +118,11 @@ class Autoscaler:
         return self._why_dead() or ("" if self._view.listed else "the cluster has not been listed yet")
 
 
-def view_rules(settings: Settings) -> ViewRules:
-    """How demand is measured, from the settings."""
-    fresh = _FRESH_SCRAPES * settings.scrape_interval_s
-    demand = DemandRules(settings.signal_window_s, min(fresh, settings.signal_window_s), fresh)
-    base, scale = ViewRules(), settings.time_scale
-    return ViewRules(demand, give_up_s=base.give_up_s * scale, other_writer_s=base.other_writer_s * scale)
-
-
-def plan_rules(settings: Settings) -> PlanRules:
-    """How plans are made, from the settings."""
-    return PlanRules(max_age_s=(_FRESH_SCRAPES + 1) * settings.scrape_interval_s)
-
-
-def guard_rules(settings: Settings) -> GuardRules:
-    """How fast plans may be followed, from the settings."""
-    return GuardRules(window_s=settings.scale_in_window_s).scaled(settings.time_scale)
+def cycle_times(settings: Settings) -> CycleTimes:
+    """The times of a cycle, from the settings."""
+    return CycleTimes(
+        settings.scrape_interval_s, settings.signal_window_s, settings.scale_in_window_s, settings.time_scale
+    )
 
 
 def evaluate(workers: Sequence[Worker], pools: Iterable[Pool], scraper: Scraper, now: float, rules: Rules) -> Snapshot:

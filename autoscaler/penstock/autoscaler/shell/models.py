@@ -63,8 +63,8 @@ def _read(kind: type[_Kind], item: Object) -> _Kind | None:
         return None
 
 
-def pool_facts(spec: ModelDeploymentSpec, pool: Pool, classes: Classes, kv_tokens: int | None) -> PoolFacts:
-    """What one worker of `pool` can do; `kv_tokens` is what an engine reported of its KV cache, if one did."""
+def pool_facts(spec: ModelDeploymentSpec, pool: Pool, classes: Classes) -> PoolFacts:
+    """What one worker of `pool` can do, as far as objects say."""
     accelerator = classes.accelerators.get(pool.key.accelerator)
     if accelerator is None:
         return PoolFacts(None, None, 0.0, 0.0)
@@ -78,8 +78,6 @@ def pool_facts(spec: ModelDeploymentSpec, pool: Pool, classes: Classes, kv_token
         return PoolFacts(None, cost, 0.0, accelerator.spec.provision_seconds)
     simulation = engine.spec.simulation
     startup = simulation.startup_seconds if simulation else 0.0
-    if worker is not None and kv_tokens:
-        worker = WorkerModel(worker.latency, kv_tokens, worker.max_sequences)
     return PoolFacts(worker, cost, startup, accelerator.spec.provision_seconds)
 
 

@@ -9,15 +9,14 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from penstock.autoscaler.decisions.guard import Guarded, GuardRules, guard, remember
+from penstock.autoscaler.decisions.cycle import CycleRules, Decided, Looked, conclude, decide, in_order
+from penstock.autoscaler.decisions.guard import Guarded
 from penstock.autoscaler.decisions.history import History
-from penstock.autoscaler.decisions.plan import DeploymentPlan, Plan, PlanRules, plan
 from penstock.autoscaler.decisions.report import deletion_costs, recommendation, same_news, scaled
-from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, DeploymentView, Key, PoolView
+from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, Key, PoolView
 from penstock.autoscaler.shell.cluster import ClusterView
 from penstock.autoscaler.shell.kube import Json, Kube, KubeError
 from penstock.autoscaler.shell.leader import Leader
@@ -31,15 +30,6 @@ _TELL_AGAIN_S = 60.0
 """Status is written anew for its sentences alone only after this long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """The outcome of one cycle for one deployment."""
-
-    view: DeploymentView
-    plan: DeploymentPlan
-    guarded: Guarded
-
-
 class Scaling:
     """Runs cycles; `decided` is the last one's outcome, for the metrics."""
 
@@ -50,13 +40,13 @@ class Scaling:
         views: Views,
         kube: Kube,
         leader: Leader | None,
-        rules: tuple[PlanRules, GuardRules],
+        rules: CycleRules,
         identity: str,
     ) -> None:
         """Without a `leader` this process is alone and always may write."""
         self._cluster, self._scraper, self._views, self._kube = cluster, scraper, views, kube
         self._leader, self._identity = leader, identity
-        self._plan_rules, self._guard_rules = rules
+        self._rules = rules
         self._history = History(since=time.time())
         self._told: dict[Key, tuple[float, Json]] = {}
         self.decided: tuple[Decided, ...] = ()
@@ -77,18 +67,17 @@ class Scaling:
 
     async def cycle(self) -> None:
         """Once around."""
-        planned = plan(self._look(), self._plan_rules)
-        fresh = self._look()
-        guarded = guard(planned, fresh, self._history, self._guard_rules)
-        self.decided = _joined(planned, guarded, fresh)
+        looked = Looked(self._look(), self._look(), self._history)
+        outcome = decide(looked, self._rules)
+        self.decided = outcome.joined(looked.fresh)
         if self._may_write():
             done = [await self._act(each) for each in self.decided]
             for each in self.decided:
                 await self._tell(each)
         else:
-            done = [_nothing(each) for each in self.decided]
-        self._history = remember(self._history, planned, done, fresh, self._guard_rules)
-        self._told = {key: told for key, told in self._told.items() if fresh.find(key) is not None}
+            done = [each.nothing_done() for each in self.decided]
+        self._history = conclude(looked, outcome, done, self._rules)
+        self._told = {key: told for key, told in self._told.items() if looked.fresh.find(key) is not None}
 
     def _look(self) -> ClusterSnapshot:
         return self._views.snapshot(self._cluster, self._history, time.time(), asyncio.get_running_loop().time())
@@ -101,12 +90,12 @@ class Scaling:
         for refusal in decided.guarded.refusals:
             self.decisions[str(refusal.refused)] += 1
         if decided.view.mode != "Auto":
-            return _nothing(decided)
+            return decided.nothing_done()
         done = {pool.name: pool.replicas for pool in decided.view.pools}
-        moves = decided.guarded.moves
-        for pool in sorted(decided.view.pools, key=lambda pool: moves[pool.name] - pool.replicas):
-            if moves[pool.name] != pool.replicas and await self._scale(decided, pool, moves[pool.name]):
-                done[pool.name] = moves[pool.name]
+        for name in in_order(decided):
+            wanted = decided.guarded.moves[name]
+            if await self._scale(decided, decided.view.pool(name), wanted):
+                done[name] = wanted
         return replace(decided.guarded, moves=done)
 
     async def _scale(self, decided: Decided, pool: PoolView, replicas: int) -> bool:
@@ -194,17 +183,6 @@ class Scaling:
             await self._kube.create_event(key[0], body)
         except KubeError as error:
             log.warning("an event was not posted", extra={"error": str(error), "reason": reason})
-
-
-def _joined(planned: Plan, guarded: tuple[Guarded, ...], fresh: ClusterSnapshot) -> tuple[Decided, ...]:
-    plans: Mapping[Key, DeploymentPlan] = {each.key: each for each in planned.deployments}
-    views = {view.key: view for view in fresh.deployments}
-    return tuple(Decided(views[each.key], plans[each.key], each) for each in guarded)
-
-
-def _nothing(decided: Decided) -> Guarded:
-    """Nothing was done: no scale-in is remembered, and nothing is given up that was never asked for."""
-    return replace(decided.guarded, moves={pool.name: pool.replicas for pool in decided.view.pools}, gave_up=())
 
 
 def _of(worker: Worker, namespace: str, pool: PoolView) -> bool:
