@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,6 @@ from penstock.core.models import ModelArchitecture, find_model, suggest
 from penstock.router.decisions.policies import DEFAULT_POLICY, UnknownPolicy, find_policy
 from penstock.simulator import Impossible, parse_nodes
 from penstock.simulator.planning import (
-    Found,
     Goal,
     Objectives,
     Rank,
@@ -41,6 +40,7 @@ from penstock.simulator.planning import (
 from penstock.simulator.planning.phases import Mapper
 from rich.console import Console
 
+_LONGEST = 10_000  # Requests of a run.
 NOTHING_HOLDS = 1
 NOTHING_SEARCHED = 2
 
@@ -75,7 +75,9 @@ _Rate = Annotated[
     float | None,
     typer.Option(min=1e-3, max=1e5, help="Requests a second to hold (default: the trace's); goodput needs none."),
 ]
-_Requests = Annotated[int, typer.Option(min=20, max=100_000, help="Length of one run, in requests.")]
+_Requests = Annotated[
+    int | None, typer.Option(min=20, max=_LONGEST, help="Length of one run (default: lasts for 2.5 answers or more).")
+]
 _Most = Annotated[int, typer.Option(min=1, max=100_000, help="Plans tried at most.")]
 _MaxContext = Annotated[int | None, typer.Option(min=2, help="Longest sequence (default: the trace's longest).")]
 _Seqs = Annotated[int, typer.Option(min=1, max=1 << 16, help="Sequences of one engine step.")]
@@ -104,7 +106,7 @@ def plan(
     attainment: _Attainment = "90%",  # type: ignore[assignment]
     rank: _Rank = Rank.GOODPUT,
     rate: _Rate = None,
-    requests: _Requests = 300,
+    requests: _Requests = None,
     most: _Most = 64,
     max_context: _MaxContext = None,
     max_num_seqs: _Seqs = 256,
@@ -121,7 +123,7 @@ def plan(
         shape = Shape(max_context_tokens=max_context or architecture.max_context, seed=seed)
         objectives = Objectives(ttft, tpot, attainment)
         ready = _prepare(trace, architecture, nodes, shape, objectives, rank, rate, requests, skip_bad=skip_bad)
-        space = _with_engine(ready.space, max_num_seqs, find_policy(policy).name)
+        space = replace(ready.space, max_num_seqs=max_num_seqs, policy=find_policy(policy).name)
         manifest_of = _checked_name(space, name)
         if json_file is not None and not json_file.absolute().parent.is_dir():
             raise ValueError(f"{json_file} cannot be written: its folder does not exist")
@@ -131,24 +133,25 @@ def plan(
     for note in ready.notes:
         console.print(f"plan: {note}", highlight=False, markup=False, soft_wrap=True)
     with _processes() as mapper, PlanProgress(console) as view:
-        found = find_plans(space, ready.goal, most=most, mapper=mapper, tell=view.show)
+        found = find_plans(space, ready.goal, most=most, requests=requests, mapper=mapper, tell=view.show)
+        space = replace(space, sample=space.sample.first(found.requests))
         why = why_second(space, ready.goal, found)
     if not found.ranking:
         console.print(f"penstock plan: {why_nothing(space, ready.goal, found)}", style="red", soft_wrap=True)
         raise typer.Exit(NOTHING_HOLDS)
     print_plans(console, space, ready.goal, found, why)
     _write(json_file, as_json(space, ready.goal, found, why, _facts(trace.name, space, seed)))
-    typer.echo(manifest(space, _best(found), manifest_of), nl=False)
+    typer.echo(manifest(space, found.ranking[0].plan, manifest_of), nl=False)
 
 
 def _prepare(
     path: Path, model: ModelArchitecture, nodes: str, shape: Shape, objectives: Objectives, rank: Rank,
-    rate: float | None, requests: int, *, skip_bad: bool,
+    rate: float | None, requests: int | None, *, skip_bad: bool,
 ) -> _Ready:  # fmt: skip
     """Read the trace and see that some worker fits; raises before anything is simulated."""
     shaped = shape_trace(read_trace(path, skip_bad=skip_bad), shape)
     groups = parse_nodes(nodes)
-    sample = draw_sample(shaped.trace, requests, shape.seed)
+    sample = draw_sample(shaped.trace, requests or _LONGEST, shape.seed)
     context = shape.max_context_tokens if shape.max_context_tokens != model.max_context else sample.context
     space = Space(model, groups, sample, objectives, max(context or 0, sample.context))
     if not any(cells_of(model, group, space.context) for group in groups):
@@ -158,13 +161,6 @@ def _prepare(
             raise ValueError("the trace is an instant, so it has no rate; give --rate")
         rate = len(shaped.trace.requests) / shaped.trace.duration_s
     return _Ready(space, Goal(objectives, rank, rate), shaped.notes)
-
-
-def _with_engine(space: Space, max_num_seqs: int, policy: str) -> Space:
-    return Space(
-        space.model, space.groups, space.sample, space.objectives, space.context, max_num_seqs=max_num_seqs,
-        policy=policy,
-    )  # fmt: skip
 
 
 def _model(name: str) -> ModelArchitecture:
@@ -197,10 +193,6 @@ def _processes() -> Iterator[Mapper]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _best(found: Found) -> Any:
-    return found.ranking[0].plan
 
 
 def _facts(trace: str, space: Space, seed: int) -> dict[str, Any]:

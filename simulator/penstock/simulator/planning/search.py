@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
+import numpy as np
 from penstock.simulator.planning.bounds import Bounds
 from penstock.simulator.planning.candidates import BUDGETS, Cell, Plan, cells_of, enumerate_plans, sized_plans
 from penstock.simulator.planning.goal import Goal, Rank, Space, rate_at, step_below
@@ -31,6 +32,7 @@ Tell = Callable[[str, int, int], None]
 
 _KEPT = 2  # The best plan and the one it is compared with.
 _KINDS, _KINDS_OF_ONE = 2, 4  # Kinds of workers per class and role that are combined; more where one class is all.
+_SHORTEST, _LIVES = 300, 2.5  # Requests of a run at least (DistServe's search has 300), and how long it lasts.
 _CAUTION = 0.7
 _NOT = (math.inf, math.inf)
 
@@ -70,6 +72,8 @@ class Found:
     counts: Counts
     nearest: tuple[Plan, Trial] | None = None
     """When nothing holds: the plan that came nearest, and its run."""
+    requests: int = 0
+    """Of the sample, that each run had."""
 
 
 @dataclass(slots=True)
@@ -96,29 +100,30 @@ class _State:
 
 
 def find_plans(
-    space: Space,
-    goal: Goal,
-    *,
-    most: int = 64,
-    budgets: Sequence[int] = BUDGETS,
-    mapper: Mapper = map,
-    tell: Tell = lambda *_: None,
-) -> Found:
+    space: Space, goal: Goal, *, most: int = 64, budgets: Sequence[int] = BUDGETS, requests: int | None = None,
+    mapper: Mapper = map, tell: Tell = lambda *_: None,
+) -> Found:  # fmt: skip
     """The best plans of the space. `most` of them are tried, the first so many by what they promise; `budgets` are the
-    token budgets that workers may have which compute prompts."""
+    token budgets that workers may have which compute prompts. Runs have so many `requests` of the sample, by default
+    as many as make them last."""
     cells = [cell for group in space.groups for cell in cells_of(space.model, group, space.context, budgets)]
     tell(f"trying {len(cells)} kinds of workers alone", 0, 0)
     rates = phase_rates(space, cells, _KINDS_OF_ONE if len(space.groups) == 1 else _KINDS, mapper)
     plans = candidates(space, goal, rates)
     line = sorted(plans, key=lambda plan: (-estimate(plan, rates), plan.cost_per_hour(space.prices), plan))[:most]
     guesses = [estimate(plan, rates) for plan in line]
-    found = rank_plans(space, goal, line, guesses=guesses, mapper=mapper, tell=tell)
-    counts = found.counts
-    return Found(
-        found.ranking,
-        Counts(len(plans), counts.dropped, counts.tried, len(plans) - len(line), counts.runs),
-        found.nearest,
-    )
+    length = min(requests or _lasting(space, goal.rate or max(guesses, default=0.0)), len(space.sample))
+    played = replace(space, sample=space.sample.first(length))
+    found = rank_plans(played, goal, line, guesses=guesses, mapper=mapper, tell=tell)
+    counts = replace(found.counts, enumerated=len(plans), unseen=len(plans) - len(line))
+    return replace(found, counts=counts, requests=length)
+
+
+def _lasting(space: Space, rate: float) -> int:
+    """Requests that a run needs at this rate, so that it outlasts several lives of a request: in a shorter one batches
+    never grow to what they come to in the end, and decoding looks cheaper than it is."""
+    life = space.objectives.tpot_s * float(np.mean(space.sample.outputs))
+    return max(_SHORTEST, math.ceil(_LIVES * rate * life))
 
 
 def candidates(space: Space, goal: Goal, rates: dict[Cell, float]) -> list[Plan]:
@@ -158,7 +163,7 @@ def rank_plans(
             state.note(standing, plan, trial, runs)
         tell("trying plans", state.tried + state.dropped, len(plans))
     counts = Counts(len(plans), state.dropped, state.tried, 0, state.runs)
-    return Found(tuple(state.held), counts, None if state.held else state.nearest)
+    return Found(tuple(state.held), counts, None if state.held else state.nearest, len(space.sample))
 
 
 def _least_score(space: Space, goal: Goal, plan: Plan) -> Score:
