@@ -147,6 +147,7 @@ def test_a_form_says_only_what_is_not_so_anyway() -> None:
         (SMALL % ", trace: {file: x}", "workload: give either trace or arrivals"),
         (SMALL % ", sessions: {}, agents: {}", "workload: sessions and agents exclude each other"),
         (SMALL % ", agents: {}, tenants: [{name: a}]", "agents have neither tenants nor models"),
+        (SMALL % ", sessions: {closed: true}, models: {names: [a]}", "closed sessions have neither tenants nor models"),
         (SMALL % ", agents: {maxContext: 100}", "max_context is 100"),
         (SMALL.replace("rate: 5, ", "") % "", "workload.arrivals: give rate, or the file of a trace"),
         (SMALL.replace("rate: 5", "rate: 5, shape: {kind: Fitted}") % "", "shape Fitted needs fit"),
@@ -180,6 +181,8 @@ def test_each_kind_of_workload_is_made() -> None:
     assert talks.shares_prefixes
     _, tasks = workload_of(", agents: {fanOut: 2}")
     assert isinstance(tasks, Agents)
+    _, waiting = workload_of(", sessions: {closed: true}")
+    assert isinstance(waiting, Agents)
     _, owned = workload_of(", tenants: [{name: a}, {name: b}], models: {names: [x, y]}")
     assert {request.tenant for _, request in owned.opening()} == {"a", "b"}
     assert {request.model for _, request in owned.opening()} == {"x", "y"}

@@ -21,6 +21,7 @@ from penstock.simulator.workloads import (
     Tenant,
     agents,
     arrivals,
+    closed_sessions,
     diurnal,
     expert_loads,
     fit_burstiness,
@@ -313,6 +314,20 @@ def test_the_twin_waits_for_answers(scenario: Scenario) -> None:
         ends[name] = max(outcome.sent_s for outcome in outcomes)
     assert ends["slow"] > ends["quick"]
     assert simulate(scenario, made).outcomes == simulate(scenario, made).outcomes
+
+
+def test_closed_conversations_are_the_open_ones_with_turns_that_wait(scenario: Scenario) -> None:
+    starts = arrivals(0.5, 60.0, seed=4)
+    open_ones, closed = sessions(starts, seed=4), closed_sessions(starts, seed=4)
+    turns = sorted((call.request.input_tokens, call.request.output_tokens) for call in closed.calls)
+    assert turns == sorted((turn.input_tokens, turn.output_tokens) for turn in open_ones.requests)
+    assert [request.arrival_s for _, request in closed.opening()] == starts.tolist()
+    outcomes = simulate(replace(scenario, kv_capacity=None, max_context=None), closed).outcomes
+    for number, call in enumerate(closed.calls):
+        for parent in call.parents:
+            ended = outcomes[parent].sent_s + outcomes[parent].e2e_s
+            assert outcomes[number].sent_s == pytest.approx(ended + call.request.arrival_s)
+    assert any(call.parents for call in closed.calls)
 
 
 def test_what_waits_for_a_lost_call_never_comes(scenario: Scenario) -> None:

@@ -19,6 +19,7 @@ from penstock.simulator.workloads import (
     agents,
     arrivals,
     as_workload,
+    closed_sessions,
     diurnal,
     fit_burstiness,
     fit_rate,
@@ -155,6 +156,9 @@ class LengthsForm(Form):
 class SessionsForm(Form):
     """Conversations; arrivals are their beginnings."""
 
+    closed: bool = False
+    """Whether a turn waits for the end of the answer before, and its user thinks after that."""
+
     turns: Annotated[float, Field(ge=1)] = _SESSIONS.turns
     input_tokens: Annotated[float, Field(ge=1)] = _SESSIONS.input_tokens
     output_tokens: Annotated[float, Field(ge=1)] = _SESSIONS.output_tokens
@@ -220,8 +224,9 @@ class WorkloadForm(Form):
             raise ValueError(f"{made[0]} goes with arrivals; a trace has its own")
         if len(made) > 1:
             raise ValueError(f"{' and '.join(made)} exclude each other; give one")
-        if self.agents is not None and (self.tenants or self.models):
-            raise ValueError("agents have neither tenants nor models; drop those")
+        closed = "agents" if self.agents else "closed sessions" if self.sessions and self.sessions.closed else None
+        if closed and (self.tenants or self.models):
+            raise ValueError(f"{closed} have neither tenants nor models; drop those")
         return self
 
     def spreads_slots(self, read: Recording) -> bool:
@@ -247,9 +252,13 @@ class WorkloadForm(Form):
         return as_workload(trace), dropped
 
     def _closed(self, read: Recording, seed: int) -> Workload | None:
-        if self.agents is None or self.arrivals is None:
+        if self.arrivals is None:
             return None
-        return agents(self.arrivals.times(read, None, seed), self.agents.make(AgentShape), seed)
+        if self.agents is not None:
+            return agents(self.arrivals.times(read, None, seed), self.agents.make(AgentShape), seed)
+        if self.sessions is not None and self.sessions.closed:
+            return closed_sessions(self.arrivals.times(read, None, seed), self.sessions.make(SessionShape), seed)
+        return None
 
     def _long(self, read: Recording, max_context: int, seed: int) -> Workload | None:
         """Columns, where there are many requests with nothing but lengths and all of those fit."""

@@ -13,7 +13,7 @@ from penstock.simulator.workloads.fitted import (
     like,
     stream_like,
 )
-from penstock.simulator.workloads.sessions import SessionShape, sessions
+from penstock.simulator.workloads.sessions import SessionShape, closed_sessions, sessions
 from penstock.simulator.workloads.shares import (
     Tenant,
     expert_loads,
@@ -38,6 +38,7 @@ __all__ = [
     "agents",
     "arrivals",
     "as_workload",
+    "closed_sessions",
     "diurnal",
     "expert_loads",
     "fit_burstiness",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from penstock.core.traces import Trace, TraceRequest
+from penstock.simulator.workloads.agents import Agents, Call
 
-__all__ = ["SessionShape", "sessions"]
+__all__ = ["SessionShape", "closed_sessions", "sessions"]
 
 _SALT = 0x736573
 
@@ -47,6 +48,21 @@ def sessions(starts: npt.NDArray[np.float64], shape: SessionShape | None = None,
     names = iter(range(1 << 32, 1 << 62))
     made = [turn for start in starts for turn in _conversation(float(start), shape, rng, names)]
     return Trace(tuple(sorted(made, key=lambda turn: (turn.arrival_s, turn.prefix_blocks))), shape.block_tokens)
+
+
+def closed_sessions(starts: npt.NDArray[np.float64], shape: SessionShape | None = None, seed: int = 0) -> Agents:
+    """The same conversations, but each turn comes when the answer before has ended and its user has thought: a slow
+    cluster is asked later. A conversation whose answer was lost is over."""
+    shape = shape or SessionShape()
+    rng = np.random.default_rng((seed, _SALT))
+    names = iter(range(1 << 32, 1 << 62))
+    calls: list[Call] = []
+    for start in starts:
+        turns = list(_conversation(float(start), shape, rng, names))
+        for number, turn in enumerate(turns):
+            thought = turn.arrival_s - turns[number - 1].arrival_s if number else turn.arrival_s
+            calls.append(Call(replace(turn, arrival_s=thought), (len(calls) - 1,) if number else ()))
+    return Agents(tuple(calls), shape.block_tokens)
 
 
 def _conversation(
