@@ -109,6 +109,14 @@ def test_the_order_of_prefill_policies_on_every_seed() -> None:
         assert times == sorted(times), found
 
 
+@needs_trace
+def test_the_order_on_a_quarter_of_the_trace() -> None:
+    """The gate in small."""
+    times = [play(policy, 1, 3000)[0] for policy in SETUP["order"]]
+    assert times == sorted(times)
+    assert len(set(times)) == len(times)
+
+
 if __name__ == "__main__":
     everything = play_all(SETUP["seeds"])
     print(json.dumps({"seeds": everything, "ratios": ratios(everything)}, indent=1))

@@ -226,5 +226,15 @@ def test_pools_with_a_searched_split_bear_what_splitwise_found() -> None:
             assert low >= band["low"], (pair, found)  # a one-sided bound needs the whole interval
 
 
+@needs_lengths
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_fifth_of_the_power_at_one_rate_shows_what_the_split_decides(seed: int) -> None:
+    """The gate in small: at a rate that neither the published split nor machines for both bear, tokens starve there."""
+    rate, seconds = 7.0, 60
+    assert judge("AA", (6, 8), seconds, rate, seed).holds
+    for design, machines in (("AA", (9, 5)), ("Base-A100", (14, 0))):
+        assert "between_tokens" in judge(design, machines, seconds, rate, seed).why
+
+
 if __name__ == "__main__":
     print(json.dumps(find_all(SETUP["seeds"]), indent=1))
