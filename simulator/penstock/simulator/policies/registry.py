@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from penstock.router.decisions.policies import POLICIES, Policy, UnknownPolicy
+from penstock.simulator.policies.llumnix import AdaptiveRoles
 from penstock.simulator.policies.mooncake import GlobalHit, LocalHitOnly
 from penstock.simulator.policies.splitwise import JoinShortestQueue, Splitwise
 
 __all__ = ["TWIN_POLICIES", "find_twin_policy"]
 
 TWIN_POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {policy.name: policy for policy in (JoinShortestQueue(), Splitwise(), LocalHitOnly(), GlobalHit())}
+    {policy.name: policy for policy in (JoinShortestQueue(), Splitwise(), LocalHitOnly(), GlobalHit(), AdaptiveRoles())}
 )
 """Those that only the twin has."""
 
