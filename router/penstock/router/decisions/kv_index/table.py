@@ -13,12 +13,12 @@ tear. `budget.capacity` says how many units surely fit in so many bytes, however
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, pairwise, repeat
+from itertools import islice, repeat
 
 from penstock.router.decisions.kv_index.budget import HOT_SHARE, INT_BYTES
 
 LOWEST_LANE = 9
-"""The lowest lane number given out: no mask is one of the small integers that Python shares."""
+"""Masks of lower lanes would be integers that Python shares, and new entries are told from old ones by identity."""
 LANE_BITS = 16
 """Bits of a lane number inside the key of a copy count."""
 _SWEEP = 4096
@@ -135,9 +135,11 @@ class BlockTable:
         # A parent nobody holds cannot carry a link: the child is torn in every lane that has it.
         parent_mask = 0 if parent is None else masks.get(parent, 0)
         above = parent if parent_mask else None
-        stored = self._store_alike(lane, bit, blocks, above)
-        if stored is None:
-            stored = self._store_mixed(lane, bit, blocks, above)
+        stored = self._store_new(bit, blocks, above)
+        if not stored:
+            stored = self._store_alike(lane, bit, blocks, above)
+        elif stored < len(blocks):
+            stored += self._store_mixed(lane, bit, blocks[stored:], blocks[stored - 1])
         if stored:
             self.held[lane] = self.held.get(lane, 0) + stored
         if parent is not None and not parent_mask & bit:
@@ -145,22 +147,43 @@ class BlockTable:
         if lane in self._tears:
             self._mend(lane, blocks)
 
-    def _store_alike(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int | None:
-        """Blocks that the same lanes hold, as nearly all of an event are, some dozen at a time.
+    def _store_new(self, bit: int, blocks: Sequence[int], above: int | None) -> int:
+        """The blocks at the beginning that nobody holds, in one look-up each. Returns how many they are.
 
-        Returns how many are new to the lane; None, and nothing done, where the blocks are not alike.
+        `bit` must be an integer that no table holds yet: by its identity a new entry is told from an old one.
+        """
+        masks, links = self._masks, self._links
+        first, before = blocks[0], len(masks)
+        if first in masks:
+            return 0
+        masks[first] = bit
+        if above is not None and links.setdefault(above, first) != first:
+            self._fork(above, first)
+        stored, block, setdefault = 1, first, masks.setdefault
+        for following in islice(blocks, 1, None):
+            if setdefault(following, bit) is not bit:
+                break
+            links[block] = following
+            block = following
+            stored += 1
+        if len(masks) - before == stored:
+            return stored
+        # A block twice in one event: undone, to be counted one by one.
+        for block in {*blocks[:stored]}:
+            del masks[block]
+            links.pop(block, None)
+        return 0
+
+    def _store_alike(self, lane: int, bit: int, blocks: Sequence[int], above: int | None) -> int:
+        """Blocks that the same lanes hold, as nearly all of an event are: at once; others one by one.
+
+        Returns how many are new to the lane.
         """
         masks, count = self._masks, len(blocks)
         mask = masks.get(blocks[0], 0)
         joined = dict.fromkeys(blocks, mask | bit)
-        if len(joined) != count:
-            return None  # a block twice in one event is counted one by one
-        if not mask:
-            if not masks.keys().isdisjoint(blocks):
-                return None
-            self._links.update(pairwise(blocks))
-        elif self._loose or [*map(masks.get, blocks)].count(mask) != count:
-            return None
+        if self._loose or not mask or len(joined) != count or [*map(masks.get, blocks)].count(mask) != count:
+            return self._store_mixed(lane, bit, blocks, above)
         if above is not None and self._links.setdefault(above, blocks[0]) != blocks[0]:
             self._fork(above, blocks[0])
         if mask & bit:
