@@ -316,10 +316,7 @@ def chosen(target: Target, sample: int, seed: int) -> tuple[list[Mutant], int]:
 
 
 def report(verdicts: Sequence[Verdict]) -> float:
-    """Print survivors and the score of each module; returns the whole score, 0 to 1."""
-    for verdict in verdicts:
-        if verdict.outcome == "survived":
-            print(f"survived  {verdict.mutant.module}:{verdict.mutant.line}  {verdict.mutant.what}")
+    """Print the score of each module; returns the whole score, 0 to 1."""
     totals, killed = Counter[str](), Counter[str]()
     for verdict in verdicts:
         totals[verdict.mutant.module] += 1
@@ -354,7 +351,12 @@ def main() -> int:
     mutants, there_are = chosen(target, given.sample, given.seed)
     print(f"{len(mutants)} of {there_are} mutants; the tests take {unchanged.seconds:.1f} s", flush=True)
     with ThreadPoolExecutor(given.jobs) as pool:
-        verdicts = list(pool.map(lambda mutant: tried([mutant], tests, given.timeout), mutants))
+        verdicts = []
+        for verdict in pool.map(lambda mutant: tried([mutant], tests, given.timeout), mutants):
+            verdicts.append(verdict)
+            if verdict.outcome == "survived":
+                where = f"{verdict.mutant.module}:{verdict.mutant.line}"
+                print(f"{len(verdicts):>5}  survived  {where}  {verdict.mutant.what}", flush=True)
     score = report(verdicts)
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
