@@ -172,15 +172,15 @@ def test_a_prompt_is_taken_as_computed_when_its_time_is_up() -> None:
 
 
 class Matched:
-    """An index that always finds so many blocks in slot i."""
+    """An index that finds so many blocks of any prompt in slot i."""
 
     def __init__(self, *blocks: int) -> None:
         """`blocks[i]` in slot i."""
         self.blocks = blocks
 
     def longest_prefix(self, hashes: Sequence[bytes], slots: int) -> NDArray[np.int64]:
-        """As it was told."""
-        return np.array([*self.blocks, *[0] * slots][:slots], dtype=np.int64)
+        """As it was told, and no more than was asked for."""
+        return np.minimum([*self.blocks, *[0] * slots][:slots], len(hashes))
 
 
 def test_cached_tokens_are_whole_blocks_and_never_the_last_token() -> None:

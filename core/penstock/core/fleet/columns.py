@@ -304,8 +304,11 @@ class Fleet:
             return None
         index, block_tokens = found
         usable = max(0, request.prompt_tokens - 1) // block_tokens
-        matched = index.longest_prefix(request.block_hashes, len(self._workers))
-        return np.minimum(matched, usable) * float(block_tokens)
+        hashes = request.block_hashes
+        if len(hashes) > usable:
+            hashes = hashes[:usable]
+        matched = index.longest_prefix(hashes, len(self._workers))
+        return cast("NDArray[np.float64]", matched * float(block_tokens))
 
     def holds(self, reservation: Reservation) -> bool:
         """Whether a reservation still counts: not given back, and its worker still in the fleet."""
