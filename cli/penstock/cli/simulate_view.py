@@ -90,14 +90,16 @@ def print_compared(console: Console, found: Sequence[Compared], names: tuple[str
     table = _table(f"A: {names[0]}, B: {names[1]}", compared.HEAD)
     styles = {"better": "green", "worse": "red"}
     for one in found:
-        table.add_row(*compared.row(one), style=styles.get(one.verdict, ""))
+        table.add_row(*compared.row(one, narrow=True), style=styles.get(one.verdict, ""))
     console.print(table)
 
 
 def print_swept(console: Console, fields: Sequence[str], rows: Sequence[swept.Row]) -> None:
     """Every scenario of a grid, a line each."""
-    table = _table("sweep", (*fields, *swept.SHOWN), left=len(fields))
-    for row in swept.sweep_rows(rows):
+    # The last word of a field's path is enough to tell columns apart on a terminal.
+    words = [field.rsplit(".", 1)[-1] for field in fields]
+    table = _table("sweep", (*words, *swept.SHOWN), left=len(fields))
+    for row in swept.sweep_rows(rows, narrow=True):
         table.add_row(*row)
     console.print(table)
 

@@ -9,7 +9,7 @@ from penstock.core.reports import Report
 from penstock.simulator.compare import Compared, Figures, compare
 from penstock.simulator.pages.html import figures, page, section, table
 from penstock.simulator.pages.plots import latency_plots, scale_plot
-from penstock.simulator.pages.words import interval_words, spread_words
+from penstock.simulator.pages.words import interval_words, metric_words, spread_words
 
 __all__ = ["HEAD", "Side", "compare_page", "row"]
 
@@ -48,13 +48,17 @@ def compare_page(first: Side, second: Side) -> str:
     )
 
 
-def row(one: Compared) -> list[str]:
-    """A metric's cells under `HEAD`."""
+def row(one: Compared, *, narrow: bool = False) -> list[str]:
+    """A metric's cells under `HEAD`; `narrow`: only the means of A and B."""
     ratio = "-" if one.ratio is None else f"{one.ratio:.3f}"
+    first, second = (
+        metric_words(one.metric, side.mean) if narrow else spread_words(one.metric, side)
+        for side in (one.first, one.second)
+    )
     return [
         one.metric.name,
-        spread_words(one.metric, one.first),
-        spread_words(one.metric, one.second),
+        first,
+        second,
         ratio,
         interval_words(one.metric, one.difference),
         one.verdict,

@@ -8,7 +8,7 @@ from typing import Any
 from penstock.simulator.pages.canvas import Draw
 from penstock.simulator.pages.html import figures, page, section, table
 from penstock.simulator.pages.plots import sweep_plot
-from penstock.simulator.pages.words import spread_words
+from penstock.simulator.pages.words import metric_words, spread_words
 from penstock.simulator.study import METRICS, Metric, Spread
 from penstock.simulator.sweep import Axis
 
@@ -26,7 +26,7 @@ def sweep_page(name: str, axes: Sequence[Axis], rows: Sequence[Row]) -> str:
     head = (*(axis.path for axis in axes), *SHOWN)
     return page(
         f"Penstock twin: sweep of {name}",
-        f"{len(rows)} scenarios; means over seeds with their 95 % confidence intervals.",
+        f"{len(rows)} scenarios; means over seeds, plus and minus half of their 95 % confidence intervals.",
         (
             section("Course", "", figures(_plots(axes, rows))),
             section("Scenarios", "", table(head, sweep_rows(rows))),
@@ -34,16 +34,18 @@ def sweep_page(name: str, axes: Sequence[Axis], rows: Sequence[Row]) -> str:
     )
 
 
-def sweep_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """The cells of every scenario: its values, then the metrics of `SHOWN`."""
+def sweep_rows(rows: Sequence[Row], *, narrow: bool = False) -> list[list[str]]:
+    """The cells of every scenario: its values, then the metrics of `SHOWN`; `narrow`: only their means."""
     return [
-        [*(str(value) for value in values), *(_cell(_metric(name), found.get(name)) for name in SHOWN)]
+        [*(str(value) for value in values), *(_cell(_metric(name), found.get(name), narrow) for name in SHOWN)]
         for values, found in rows
     ]
 
 
-def _cell(metric: Metric, spread: Spread | None) -> str:
-    return "-" if spread is None else spread_words(metric, spread)
+def _cell(metric: Metric, spread: Spread | None, narrow: bool) -> str:
+    if spread is None:
+        return "-"
+    return metric_words(metric, spread.mean) if narrow else spread_words(metric, spread)
 
 
 def _plots(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Draw]:

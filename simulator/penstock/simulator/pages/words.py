@@ -39,9 +39,9 @@ def metric_words(metric: Metric, value: float | None) -> str:
 
 
 def spread_words(metric: Metric, spread: Spread) -> str:
-    """The mean, and the interval where there is one."""
+    """The mean, and half the width of its interval where there is one."""
     said = metric_words(metric, spread.mean)
-    return f"{said} ({interval_words(metric, spread)})" if spread.low is not None else said
+    return said if spread.high is None else f"{said} ± {metric_words(metric, spread.high - spread.mean)}"
 
 
 def interval_words(metric: Metric, spread: Spread) -> str:
