@@ -63,6 +63,16 @@ def test_a_noisier_run_reports_a_larger_error() -> None:
     assert fit_profile(noisy, "").prefill.median_error > 5 * fit_profile(run(), "").prefill.median_error
 
 
+def test_a_machine_that_stood_still_for_once_moves_nothing_but_the_reported_error() -> None:
+    stalled = run()
+    one = stalled[20]
+    stalled[20] = Observed(one.sent_s - 5.0, one.first_s, one.last_s, one.prompt_tokens, one.output_tokens)
+    lone = [o for o in stalled if o is stalled[20] or not (one.sent_s - 5.0 < o.last_s and o.sent_s < one.sent_s)]
+    fit = fit_profile(lone, "")
+    assert fit.profile.prefill_ms(1000) == pytest.approx(TRUE.prefill_ms(1000), rel=0.01)
+    assert fit.prefill.r_squared < 0.9
+
+
 @pytest.mark.parametrize(
     ("observed", "sentence"),
     [
