@@ -117,6 +117,12 @@ def test_a_tight_objective_favours_plans_apart_more_than_a_loose_one() -> None:
 @needs_lengths
 @pytest.mark.full
 @pytest.mark.timeout(7200)
+@pytest.mark.xfail(
+    strict=True,
+    reason="missed: tight 1.76 (1.48 to 2.03) against a whole interval above 1.5, loose 1.02 (0.94 to 1.10) against "
+    "below 1. Two workers of each phase on 4 GPUs share their queues, which one worker for both, counted per GPU, "
+    "cannot; the two plans that the authors name lie at 0.53 and 0.78 where TTFT is loose (docs/concepts/planning.md)",
+)
 def test_apart_wins_where_ttft_is_tight_and_loses_where_it_is_loose() -> None:
     ratios = all_ratios()
     _, low, _ = interval(ratios["tight"])
