@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from penstock.autoscaler.decisions.cycle import CycleTimes
 from penstock.core.fleet import Role
 from penstock.core.models import Parallelism, find_accelerator
 from penstock.core.traces import Trace, TraceRequest
@@ -14,6 +15,7 @@ from penstock.simulator import ENDLESS, Scenario
 from penstock.simulator.faults import Crash, LostEvents, Partition, Slow, Throttle
 from penstock.simulator.files import ScenarioError, ScenarioForm, parse_scenario, write_scenario
 from penstock.simulator.links import Level, Link, Topology
+from penstock.simulator.scaling_rules import Autoscaling, Bounds, Drain, PowerDomain, Provisioning
 from penstock.simulator.scenario import FirstToken, NodeGroup
 from penstock.simulator.startup import StartUp
 from penstock.simulator.workloads import Agents, Columns, as_workload
@@ -50,6 +52,20 @@ faults:
 - {kind: Throttle, at: 1s, until: 2s, worker: 1, clock: 0.5}
 - {kind: Partition, at: 1s, until: 2s, worker: 1, router: false, peer: 3}
 - {kind: LostEvents, at: 1s, until: 2s, worker: 1, replayed: false}
+autoscaler:
+  mode: Advise
+  pools: [{pool: prefill, min: 1, max: 4}, {pool: decode, min: 2, max: 2}]
+  attainment: 0.9
+  cycleInterval: 2s
+  scrapeInterval: 1s
+  signalWindow: 30s
+  scaleInWindow: 2m
+  timeScale: 0.5
+  budget: {maxAccelerators: 30, costPerHour: 90}
+  provisioning: [{acceleratorClass: h100-80g, accelerators: 8, nodes: 2, provisionTime: 3m, lost: [1], giveUp: 10m}]
+  drain: {idle: 1s, grace: 60s, stop: 10s, poll: 250ms}
+  until: 10m
+power: {domains: [{name: row, watts: 9000}, {name: rack, nodes: "0-1", parent: row}], interval: 2s}
 workload:
   arrivals: {process: Gamma, rate: 2, cv: 3, for: 5m, shape: {kind: Diurnal, swing: 0.5, period: 1h, peak: 5m}}
   sessions: {turns: 3, think: 5s}
@@ -77,6 +93,16 @@ def test_every_field_of_a_scenario_can_be_written_in_a_file() -> None:
     ]
     # A crash is a fault among others, and walking is for tests.
     assert same == ["crashes", "walk"]
+
+
+def test_a_file_says_how_it_is_scaled_and_metered() -> None:
+    scenario = parse_scenario(WHOLE, "whole.yaml").scenario()
+    assert scenario.autoscaling == Autoscaling(
+        (Bounds("prefill", 1, 4), Bounds("decode", 2, 2)), "Advise", 0.9, 2.0, CycleTimes(1.0, 30.0, 120.0, 0.5), 30,
+        90.0, (Provisioning("h100-80g", 8, 2, 180.0, (1,), 600.0),), Drain(1.0, 60.0, 10.0, 0.25), 600.0,
+    )  # fmt: skip
+    assert scenario.power == (PowerDomain("row", (), 9000.0), PowerDomain("rack", (0, 1), None, "row"))
+    assert scenario.power_interval_s == 2.0
 
 
 def test_a_file_says_what_is_simulated() -> None:

@@ -113,7 +113,7 @@ def long_run(scenario: Scenario) -> tuple[Trace, Result]:
 
 def test_the_course_of_a_run_adds_up(scenario: Scenario) -> None:
     trace, result = long_run(scenario)
-    course = intervals(Seen(result.outcomes), result.timeline, 4, 1.0, 0.1)
+    course = intervals(Seen(result.outcomes), result.timeline, 1.0, 0.1)
     assert [one.start_s for one in course[1:]] == [one.end_s for one in course[:-1]]
     assert (course[0].start_s, course[-1].end_s) == (0.0, result.end_s)
     spans = [one.end_s - one.start_s for one in course]

@@ -8,6 +8,7 @@ from penstock.simulator.faults import Fault, LostEvents, Partition, Slow, Thrott
 from penstock.simulator.links import Level, Link, Topology
 from penstock.simulator.placement import plan_workers
 from penstock.simulator.report import Resources, make_report
+from penstock.simulator.scaling_rules import Autoscaling, Bounds, Drain, PowerDomain, Provisioning
 from penstock.simulator.scenario import (
     ENDLESS,
     Crash,
@@ -24,7 +25,10 @@ from penstock.simulator.twin import Result, Twin, simulate
 
 __all__ = [
     "ENDLESS",
+    "Autoscaling",
+    "Bounds",
     "Crash",
+    "Drain",
     "Fault",
     "FirstToken",
     "Impossible",
@@ -34,6 +38,8 @@ __all__ = [
     "NodeGroup",
     "Partition",
     "PoolSpec",
+    "PowerDomain",
+    "Provisioning",
     "Resources",
     "Result",
     "Scenario",

@@ -37,6 +37,7 @@ class Disturbances:
         self._requests, self._pulls, self._reach, self._hearing = requests, pulls, reach, hearing
         self._faults: tuple[Fault, ...] = (*scenario.crashes, *scenario.faults)
         self._slowed: dict[int, list[Slow | Throttle]] = {}
+        self._lasting: list[Fault] = []
         for fault in self._faults:
             _check(fault, len(workers))
 
@@ -51,9 +52,11 @@ class Disturbances:
                 self._at(fault.until_s, key + 1, partial(self._mend, fault))
 
     def ready(self, now: float, number: int) -> None:
-        """A worker passes its readiness probe, with an empty cache."""
-        self._workers[number].restart()
-        self._fleet.set_ready(self._workers[number].slot, True)
+        """A worker passes its readiness probe, with an empty cache; one that was deleted meanwhile never does."""
+        worker = self._workers[number]
+        if worker.gone_s > now:
+            worker.restart(now)
+            self._fleet.set_ready(worker.slot, True)
 
     def _at(self, time: float, key: int, what: Callable[[float], None]) -> None:
         self._events.at(time, FAULT, key, lambda now, _: what(now))
@@ -71,11 +74,14 @@ class Disturbances:
 
     def _unready(self, now: float, number: int) -> None:
         worker = self._workers[number]
-        if not worker.alive:
+        if not worker.alive and worker.gone_s > now:
             self._fleet.set_ready(worker.slot, False)
 
     def _break(self, fault: Fault, now: float) -> None:
         worker = self._workers[fault.worker]
+        if worker.gone_s <= now:
+            return
+        self._lasting.append(fault)
         if isinstance(fault, Slow | Throttle):
             self._slowed.setdefault(fault.worker, []).append(fault)
             self._set_speed(worker, now)
@@ -92,18 +98,25 @@ class Disturbances:
 
     def _mend(self, fault: Fault, now: float) -> None:
         worker = self._workers[fault.worker]
+        if fault not in self._lasting:
+            return
+        self._lasting.remove(fault)
         if isinstance(fault, Slow | Throttle):
             self._slowed[fault.worker].remove(fault)
             self._set_speed(worker, now)
         elif isinstance(fault, LostEvents):
-            self._hearing.regain(worker.slot)
+            self._regain(worker, now)
         elif isinstance(fault, Partition):
             if fault.peers:
                 self._pulls.heal(fault.worker, fault.peer, now)
             if fault.router:
-                self._hearing.regain(worker.slot)
+                self._regain(worker, now)
                 for saying in self._reach.heal(worker.number):
                     saying(now)
+
+    def _regain(self, worker: TwinWorker, now: float) -> None:
+        if worker.gone_s > now:
+            self._hearing.regain(worker.slot)
 
     def _set_speed(self, worker: TwinWorker, now: float) -> None:
         """Everything that slows it down now: factors multiply, of clocks the lowest counts."""

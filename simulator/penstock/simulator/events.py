@@ -13,12 +13,12 @@ from itertools import count
 from typing import Any
 
 __all__ = [
-    "ARRIVAL", "CHECK", "FAULT", "LEASE", "READY", "RESUMED", "SAMPLE", "STEP_ENDED", "TRANSFERRED", "WAKE",
-    "EventQueue",
+    "ARRIVAL", "CHECK", "CYCLE", "DRAIN", "FAULT", "LEASE", "READY", "RESUMED", "SAMPLE", "SCRAPE", "STEP_ENDED",
+    "TRANSFERRED", "WAKE", "EventQueue",
 ]  # fmt: skip
 
 # Priorities at one instant: what ends comes before what it makes room for, and engines look round last.
-STEP_ENDED, TRANSFERRED, LEASE, READY, FAULT, CHECK, SAMPLE, RESUMED, ARRIVAL, WAKE = range(10)
+STEP_ENDED, TRANSFERRED, LEASE, READY, FAULT, CHECK, SAMPLE, SCRAPE, DRAIN, CYCLE, RESUMED, ARRIVAL, WAKE = range(13)
 
 Handler = Callable[[float, int], None]
 """Called with the time and the argument given to `at`."""

@@ -145,9 +145,7 @@ class Interval:
     """Mean draw of all accelerators."""
 
 
-def intervals(
-    seen: Seen, timeline: Sequence[Sample], workers: int, ttft_s: float, tpot_s: float
-) -> tuple[Interval, ...]:
+def intervals(seen: Seen, timeline: Sequence[Sample], ttft_s: float, tpot_s: float) -> tuple[Interval, ...]:
     """The course of a run between samples of its timeline, at most a hundred stretches; empty for a run of no length.
 
     What was not answered until the end of a run counts as in flight up to then.
@@ -159,9 +157,7 @@ def intervals(
         return ()
     ended = np.where(np.isnan(seen.e2e), np.inf, seen.sent + seen.e2e)
     course = _Course(seen, ended, edges, seen.meets(ttft_s, tpot_s))
-    return tuple(
-        course.interval(at, before, after, workers) for at, (before, after) in enumerate(itertools.pairwise(marks))
-    )
+    return tuple(course.interval(at, before, after) for at, (before, after) in enumerate(itertools.pairwise(marks)))
 
 
 class _Course:
@@ -178,8 +174,8 @@ class _Course:
         self._completed = np.diff(np.searchsorted(finished, edges, side="right"))
         self._alive = _time_alive(seen.sent, ended, edges)
 
-    def interval(self, at: int, before: Sample, after: Sample, workers: int) -> Interval:
-        seconds = after.at_s - before.at_s
+    def interval(self, at: int, before: Sample, after: Sample) -> Interval:
+        seconds, held = after.at_s - before.at_s, after.held_s - before.held_s
         mine = self._order[self._bounds[at] : self._bounds[at + 1]]
         ttft, tpot = self._seen.ttft[mine], self._seen.tpot[mine]
         return Interval(
@@ -196,7 +192,7 @@ class _Course:
             running=after.running,
             waiting=after.waiting,
             kv_usage=after.kv_usage,
-            utilisation=(after.busy_s - before.busy_s) / (seconds * workers) if workers else None,
+            utilisation=(after.busy_s - before.busy_s) / held if held else None,
             watts=(after.joules - before.joules) / seconds,
         )
 

@@ -69,3 +69,9 @@ class Hearing:
             self._gaps[slot].missed.clear()
         if self._index is not None:
             self._index.clear(slot)
+
+    def vacate(self, slot: int) -> None:
+        """The worker is gone for good; another may have its slot."""
+        self._gaps.pop(slot, None)
+        if self._index is not None:
+            self._index.clear(slot)

@@ -19,19 +19,38 @@ from penstock.core.traces import Trace
 from penstock.simulator.scenario import Impossible, NodeGroup, PoolSpec, Scenario, WorkerSpec
 from penstock.simulator.workloads.source import Workload
 
-__all__ = ["plan_workers"]
+__all__ = ["Layout", "Node", "Taken", "first_fit", "lay_out", "nodes_of", "plan_workers", "worker_of_pool"]
 
 DEFAULT_BLOCK_SIZE = 16
 
 
 @dataclass(slots=True)
-class _Node:
+class Node:
     """One node while workers are placed on it."""
 
     name: str
     number: int
     accelerator: Accelerator
+    size: int
+    """Accelerators, free or not."""
     free: int
+
+
+Taken = tuple[tuple[Node, int], ...]
+"""Accelerators of one worker, node by node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The workers of every pool, and where they are."""
+
+    nodes: list[Node]
+    specs: tuple[WorkerSpec, ...]
+    taken: tuple[Taken, ...]
+    """By worker, in the order of `specs`."""
+    context: int
+    """Longest sequence."""
+    block_size: int
 
 
 def plan_workers(scenario: Scenario, trace: Trace | Workload) -> tuple[WorkerSpec, ...]:
@@ -42,7 +61,7 @@ def plan_workers(scenario: Scenario, trace: Trace | Workload) -> tuple[WorkerSpe
     context = _context(scenario, trace)
     block_size = _block_size(scenario, trace)
     if scenario.pools:
-        return _pool_workers(scenario, context, block_size)
+        return lay_out(scenario, trace).specs
     specs: list[WorkerSpec] = []
     why: list[str] = []
     first = 0
@@ -84,15 +103,18 @@ def _group_workers(
     ]  # fmt: skip
 
 
-def _pool_workers(scenario: Scenario, context: int, block_size: int) -> tuple[WorkerSpec, ...]:
+def lay_out(scenario: Scenario, trace: Trace | Workload) -> Layout:
     """The workers of every pool, first fit. Raises `Impossible`."""
     _check_pools(scenario)
-    nodes = _nodes(scenario.groups)
-    return tuple(
-        _place(scenario, pool, replica, nodes, context, block_size)
-        for pool in scenario.pools
-        for replica in range(pool.replicas)
-    )
+    context, block_size = _context(scenario, trace), _block_size(scenario, trace)
+    nodes = nodes_of(scenario.groups)
+    specs, taken = [], []
+    for pool in scenario.pools:
+        for replica in range(pool.replicas):
+            places = _place(pool, replica, nodes)
+            specs.append(worker_of_pool(scenario, pool, f"{pool.name}-{replica}", places, context, block_size))
+            taken.append(places)
+    return Layout(nodes, tuple(specs), tuple(taken), context, block_size)
 
 
 def _check_pools(scenario: Scenario) -> None:
@@ -104,75 +126,81 @@ def _check_pools(scenario: Scenario) -> None:
         raise Impossible("no pool has a worker that answers; give one of role Decode or PrefillDecode some replicas")
 
 
-def _nodes(groups: tuple[NodeGroup, ...]) -> list[_Node]:
-    made: list[_Node] = []
+def nodes_of(groups: tuple[NodeGroup, ...]) -> list[Node]:
+    """Every node of these groups, empty, numbered in their order."""
+    made: list[Node] = []
     for number, group in enumerate(groups):
         made += [
-            _Node(f"g{number}-n{node}", len(made) + node, group.accelerator, group.accelerators)
+            Node(f"g{number}-n{node}", len(made) + node, group.accelerator, group.accelerators, group.accelerators)
             for node in range(group.nodes)
         ]
     return made
 
 
-def _place(
-    scenario: Scenario, pool: PoolSpec, replica: int, nodes: list[_Node], context: int, block_size: int
-) -> WorkerSpec:
-    """One worker of a pool, its accelerators taken from the first nodes that have them."""
+def _place(pool: PoolSpec, replica: int, nodes: list[Node]) -> Taken:
+    """The accelerators of one worker of a pool, from the first nodes that have them. Raises `Impossible`."""
     degrees = pool.parallelism
     mine = [node for node in nodes if node.accelerator.name == pool.accelerator]
     if not mine:
         there = ", ".join(sorted({node.accelerator.name for node in nodes}))
         raise Impossible(f"pool {pool.name}: no node has {pool.accelerator}; there is {there}")
-    taken = _first_fit(mine, degrees)
+    taken = first_fit(mine, degrees)
     if taken is None:
         raise Impossible(
             f"pool {pool.name}: no room for worker {replica + 1} of {pool.replicas} ({degrees}): it needs "
             f"{degrees.accelerators} {pool.accelerator}{_on_one_node(degrees)}, and {_left(mine)}"
         )
-    accelerator = mine[0].accelerator
+    return taken
+
+
+def worker_of_pool(
+    scenario: Scenario, pool: PoolSpec, name: str, taken: Taken, context: int, block_size: int
+) -> WorkerSpec:
+    """A worker of a pool on these accelerators. Raises `Impossible` where the model does not fit them."""
+    degrees, accelerator = pool.parallelism, taken[0][0].accelerator
     budget = pool.max_num_batched_tokens or scenario.max_num_batched_tokens
     memory = fit(scenario.model, accelerator, degrees, context, max_batched_tokens=budget)
     if not memory.fits:
         raise Impossible(f"pool {pool.name}: {memory.reason}")
     return WorkerSpec(
-        f"{pool.name}-{replica}",
-        taken[0].name,
+        name,
+        taken[0][0].name,
         accelerator,
         degrees,
         _config(scenario, pool, memory.kv_capacity_tokens, context, block_size),
         pool.profile or scenario.profile or resolve_profile(scenario.model, accelerator, degrees),
         pool.role,
         pool.name,
-        tuple(node.number for node in taken),
+        tuple(node.number for node, _ in taken),
     )
 
 
-def _first_fit(nodes: list[_Node], degrees: Parallelism) -> list[_Node] | None:
+def first_fit(nodes: list[Node], degrees: Parallelism) -> Taken | None:
     """Take a worker's accelerators: from one node, or stage by stage where its pipeline is larger than any node."""
     for node in nodes:
         if node.free >= degrees.accelerators:
             node.free -= degrees.accelerators
-            return [node]
+            return ((node, degrees.accelerators),)
     if degrees.pipeline == 1:
         return None
     stage, missing, taken = degrees.accelerators // degrees.pipeline, degrees.pipeline, []
     for node in nodes:
         stages = min(node.free // stage, missing)
         if stages:
-            taken.append((node, stages))
+            taken.append((node, stages * stage))
             missing -= stages
     if missing:
         return None
-    for node, stages in taken:
-        node.free -= stages * stage
-    return [node for node, _ in taken]
+    for node, count in taken:
+        node.free -= count
+    return tuple(taken)
 
 
 def _on_one_node(degrees: Parallelism) -> str:
     return " on one node" if degrees.pipeline == 1 else ""
 
 
-def _left(nodes: list[_Node]) -> str:
+def _left(nodes: list[Node]) -> str:
     return f"{sum(node.free for node in nodes)} are left, at most {max(node.free for node in nodes)} on one node"
 
 

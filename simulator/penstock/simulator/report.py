@@ -27,9 +27,10 @@ class ClassUse:
     """What one accelerator class did."""
 
     workers: int
+    """Every one there ever was."""
     accelerators: int
     gpu_hours: float
-    """Accelerators times hours, idle ones included: what is paid for."""
+    """Accelerators times the hours that they were held, by starting, idle and terminating workers too: what is paid."""
     cost_usd: float
     joules: float
     """Of the accelerators alone, not of their servers."""
@@ -38,6 +39,8 @@ class ClassUse:
     prefill_seconds: float
     """Worker time in passes with prompt tokens."""
     decode_seconds: float
+    worker_hours: float = 0.0
+    """The hours that workers held accelerators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,13 @@ def account(workers: Sequence[TwinWorker], end_s: float) -> Resources:
     for worker in workers:
         groups.setdefault(worker.spec.accelerator.name, []).append(worker)
     classes = {name: _use(members, end_s) for name, members in groups.items()}
-    return Resources(_total(classes.values(), end_s), classes)
+    return Resources(_total(classes.values()), classes)
 
 
 def make_report(result: Result, *, ttft_s: float, tpot_s: float, run: dict[str, Any] | None = None) -> Report:
     """The report in the form of `penstock replay`. `run` gets what was spent (`resources`), attainment over scaled
     objectives, the run's course in stretches of time, and figures by tenant and model where those have names."""
     seen = Seen(result.outcomes)
-    workers = result.resources.total.workers
     facts = {
         **(run or {}),
         "virtual_seconds": result.end_s,
@@ -71,7 +73,9 @@ def make_report(result: Result, *, ttft_s: float, tpot_s: float, run: dict[str, 
         "rates": _rates(seen, result.end_s, ttft_s, tpot_s),
         "quantiles": quantiles(seen),
         "attainment_by_scale": [asdict(point) for point in attainment_curve(seen, ttft_s, tpot_s)],
-        "timeline": [asdict(one) for one in intervals(seen, result.timeline, workers, ttft_s, tpot_s)],
+        "timeline": [asdict(one) for one in intervals(seen, result.timeline, ttft_s, tpot_s)],
+        **({} if result.scaling is None else {"scaling": asdict(result.scaling)}),
+        **({"power": [asdict(use) for use in result.power]} if result.power else {}),
         "tenants": {name: asdict(one) for name, one in groups(seen, "tenant", ttft_s, tpot_s).items()},
         "models": {name: asdict(one) for name, one in groups(seen, "model", ttft_s, tpot_s).items()},
     }
@@ -140,32 +144,35 @@ def _rates(seen: Seen, end_s: float, ttft_s: float, tpot_s: float) -> dict[str, 
 def _use(members: Sequence[TwinWorker], end_s: float) -> ClassUse:
     accelerator = members[0].spec.accelerator
     count = sum(member.spec.parallelism.accelerators for member in members)
-    hours = count * end_s / 3600.0
+    held = sum(member.held_seconds(end_s) for member in members)
+    hours = sum(member.spec.parallelism.accelerators * member.held_seconds(end_s) for member in members) / 3600.0
     prefill = sum(member.meter.milliseconds[Phase.PREFILL] for member in members) / 1e3
     decode = sum(member.meter.milliseconds[Phase.DECODE] for member in members) / 1e3
     return ClassUse(
         workers=len(members),
         accelerators=count,
+        worker_hours=held / 3600.0,
         gpu_hours=hours,
         cost_usd=hours * accelerator.price_per_hour,
-        joules=sum(member.meter.joules(end_s) for member in members),
-        busy_share=(prefill + decode) / (len(members) * end_s) if end_s else None,
+        joules=sum(member.meter.joules(member.held_seconds(end_s)) for member in members),
+        busy_share=(prefill + decode) / held if held else None,
         prefill_seconds=prefill,
         decode_seconds=decode,
     )
 
 
-def _total(classes: Iterable[ClassUse], end_s: float) -> ClassUse:
+def _total(classes: Iterable[ClassUse]) -> ClassUse:
     parts = list(classes)
-    workers = sum(part.workers for part in parts)
+    held = sum(part.worker_hours for part in parts) * 3600.0
     prefill, decode = sum(part.prefill_seconds for part in parts), sum(part.decode_seconds for part in parts)
     return ClassUse(
-        workers=workers,
+        workers=sum(part.workers for part in parts),
+        worker_hours=held / 3600.0,
         accelerators=sum(part.accelerators for part in parts),
         gpu_hours=sum(part.gpu_hours for part in parts),
         cost_usd=sum(part.cost_usd for part in parts),
         joules=sum(part.joules for part in parts),
-        busy_share=(prefill + decode) / (workers * end_s) if end_s else None,
+        busy_share=(prefill + decode) / held if held else None,
         prefill_seconds=prefill,
         decode_seconds=decode,
     )

@@ -22,6 +22,7 @@ from penstock.router.decisions.retries import RetryLimits
 from penstock.router.decisions.split import SplitLimits
 from penstock.simulator.faults import Crash, Fault, Timeouts
 from penstock.simulator.links import Link, Topology
+from penstock.simulator.scaling_rules import Autoscaling, PowerDomain
 from penstock.simulator.startup import StartUp
 
 __all__ = [
@@ -132,6 +133,11 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     """What goes wrong besides."""
     timeouts: Timeouts = field(default_factory=Timeouts)
+    autoscaling: Autoscaling | None = None
+    """None: pools keep their replicas."""
+    power: tuple[PowerDomain, ...] = ()
+    power_interval_s: float = 1.0
+    """Over which a domain's meter takes the mean."""
     seed: int = 0
     walk: bool = False
     """Take every decode step singly. Slower, with the same outcome; there to check that it is the same."""

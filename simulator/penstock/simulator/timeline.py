@@ -33,6 +33,8 @@ class Sample:
     """Mean share of KV blocks in use, over the workers that are there; 0 when none is."""
     busy_s: float
     joules: float
+    held_s: float = 0.0
+    """How long workers have held accelerators, all of them together."""
 
 
 class Timeline:
@@ -70,4 +72,5 @@ def look(workers: Sequence[TwinWorker], ready: int, now: float) -> Sample:
         kv_usage=sum(stats.kv_usage for stats in alive) / len(alive) if alive else 0.0,
         busy_s=sum(busy for busy, _ in spent),
         joules=sum(joules for _, joules in spent),
+        held_s=sum(worker.held_seconds(now) for worker in workers),
     )

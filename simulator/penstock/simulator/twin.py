@@ -20,12 +20,14 @@ from penstock.simulator.disturbances import Disturbances
 from penstock.simulator.events import ARRIVAL, READY, SAMPLE, EventQueue
 from penstock.simulator.hearing import Hearing
 from penstock.simulator.outcomes import Outcomes
-from penstock.simulator.placement import plan_workers
+from penstock.simulator.placement import nodes_of, plan_workers
 from penstock.simulator.policies import find_twin_policy
+from penstock.simulator.power_domains import DomainUse, PowerMeters
 from penstock.simulator.pulls import KvMoved, KvPulls
 from penstock.simulator.reach import Reach
 from penstock.simulator.report import Resources, account
 from penstock.simulator.requests import Requests
+from penstock.simulator.scaling import Scaled, Scaling
 from penstock.simulator.scenario import Scenario, WorkerSpec
 from penstock.simulator.timeline import Sample, Timeline, look
 from penstock.simulator.transfers import transfer_ms_per_token
@@ -55,6 +57,9 @@ class Result:
     """What went from prefill to decode workers."""
     continued: int = 0
     """Answers that broke after their first token and were continued elsewhere, or could have been."""
+    scaling: Scaled | None = None
+    """What the autoscaler did, where there is one."""
+    power: tuple[DomainUse, ...] = ()
 
 
 def simulate(scenario: Scenario, trace: Trace | Workload, progress: Callable[[int, int], None] | None = None) -> Result:
@@ -89,8 +94,9 @@ class Twin:
         self._hearing = Hearing(self.index)
         self.reach = Reach()
         self.pulls = KvPulls(scenario, self.events)
-        by_slot = {worker.slot: worker for worker in self.workers}
-        apart = any(spec.role is not Role.PREFILL_DECODE for spec in self.specs)
+        by_slot = self._by_slot = {worker.slot: worker for worker in self.workers}
+        roles = {spec.role for spec in self.specs} | {pool.role for pool in scenario.pools}
+        apart = roles != {Role.PREFILL_DECODE}
         self.requests = Requests(
             scenario, self.events, self.fleet, policy, by_slot, self.pulls, self.reach,
             split=scenario.split if apart else None, before_pick=self._catch_up, settle=self._settled,
@@ -98,13 +104,17 @@ class Twin:
         self._disturbances = Disturbances(
             scenario, self.events, self.fleet, self.workers, self.requests, self.pulls, self.reach, self._hearing
         )
+        self.scaling = None if scenario.autoscaling is None else Scaling(scenario, self.workload, self.events, self)
+        nodes = nodes_of(scenario.groups) if self.scaling is None else self.scaling.inventory.nodes
+        self._meters = PowerMeters(scenario.power, nodes, self.workers, self.events, scenario.power_interval_s)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> Result:
         """Play the whole trace."""
-        total = self.workload.total
+        total, scenario = self.workload.total, self.scenario
         self._begin()
         tick = None if progress is None else lambda: progress(len(self.outcomes), total)
-        self.events.run(lambda: bool(self._asked), _TICK_EVENTS, tick)
+        until = 0.0 if scenario.autoscaling is None else scenario.autoscaling.until_s
+        self.events.run(lambda: bool(self._asked) or self.events.now < until, _TICK_EVENTS, tick)
         if progress is not None:
             progress(len(self.outcomes), total)
         end = self.events.now
@@ -117,6 +127,8 @@ class Twin:
             self.timeline.end(self._look(end)),
             self.pulls.moved(),
             self.requests.continued,
+            None if self.scaling is None else self.scaling.report(),
+            self._meters.end(end),
         )
 
     @property
@@ -146,22 +158,64 @@ class Twin:
         )
         return TwinWorker(number, slot, spec, self.events, self, walk=scenario.walk)
 
+    # Workers that come and go
+
+    def add_worker(self, spec: WorkerSpec, now: float) -> TwinWorker:
+        """A worker has its accelerators; its engine is not up."""
+        worker = self._add(len(self.workers), spec)
+        worker.alive, worker.born_s = False, now
+        self.workers.append(worker)
+        self._by_slot[worker.slot] = worker
+        self._look_at(worker, now + self.scenario.scrape_interval_s)
+        return worker
+
+    def worker_up(self, worker: TwinWorker, now: float) -> None:
+        """Its first readiness probe passes."""
+        self._disturbances.ready(now, worker.number)
+
+    def withdraw(self, worker: TwinWorker) -> None:
+        """No new picks for it."""
+        self.fleet.withdraw(worker.slot)
+
+    def reachable(self, worker: TwinWorker) -> bool:
+        """Whether what it says arrives."""
+        return worker.number not in self.reach.lost
+
+    def remove_worker(self, worker: TwinWorker, now: float) -> int:
+        """It is gone; how many sequences went with it."""
+        lost = worker.crash(now)
+        worker.gone_s = now
+        self._hearing.vacate(worker.slot)
+        self.pulls.worker_lost(worker, now)
+        self.requests.lost(worker, lost, now)
+        del self._by_slot[worker.slot]
+        self.fleet.remove(worker.slot)
+        return len(lost)
+
     def _begin(self) -> None:
         scenario, interval = self.scenario, self.scenario.scrape_interval_s
         for worker in self.workers:
             ready = scenario.start_up.seconds if scenario.cold else 0.0
             self.events.at(ready, READY, worker.number, self._disturbances.ready, worker.number)
-            if interval > 0:
-                share = (worker.number + 1) / len(self.workers)
-                self.events.at(interval * share, SAMPLE, worker.number, self._sample, worker.number)
+            self._look_at(worker, interval * (worker.number + 1) / len(self.workers))
         self._disturbances.begin()
+        if self.scaling is not None:
+            self.scaling.begin(list(self.workers))
+        if scenario.power:
+            self._meters.begin()
         self.events.at(0.0, SAMPLE, _OBSERVER, self._observe)
         self._await_next()
 
     # What is seen of workers
 
+    def _look_at(self, worker: TwinWorker, at: float) -> None:
+        if self.scenario.scrape_interval_s > 0:
+            self.events.at(at, SAMPLE, worker.number, self._sample, worker.number)
+
     def _sample(self, now: float, number: int) -> None:
         worker = self.workers[number]
+        if worker.gone_s <= now:
+            return
         self.events.at(now + self.scenario.scrape_interval_s, SAMPLE, number, self._sample, number)
         if worker.alive and number not in self.reach.lost:
             worker.settle(now)

@@ -6,6 +6,7 @@ then the last one, as in life, where a batch changes between two steps only.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 from penstock.core.engine import BlockEvent, Engine, Finished, Sequence, Span, Step, Transfer
@@ -51,7 +52,8 @@ class TwinWorker:
 
     __slots__ = (
         "_aborts", "_began", "_events", "_flight", "_lease_at", "_listener", "_run", "_speed", "_steps", "_version",
-        "_waking", "alive", "engine", "forgetting", "life", "meter", "number", "slot", "spec", "steps_before", "walk",
+        "_waking", "alive", "born_s", "engine", "forgetting", "gone_s", "life", "meter", "number", "output_ended",
+        "prompt_ended", "ready_since", "slot", "spec", "steps_before", "walk",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +63,12 @@ class TwinWorker:
         self._events, self._listener = events, listener
         self.meter = Meter(spec.accelerator, spec.parallelism)
         self.alive = True
+        self.born_s, self.gone_s = 0.0, math.inf
+        """From when to when it holds its accelerators."""
+        self.ready_since: float | None = None
+        """None while it is not ready."""
+        self.prompt_ended = self.output_ended = 0
+        """Tokens of the sequences that ended in the present engine, by their own lengths."""
         self.life = 0
         """Which engine this is: counts crashes."""
         self._speed = 1.0, 1.0  # Slowdown and clock.
@@ -139,7 +147,8 @@ class TwinWorker:
         self._aborts.clear()
         self._version += 1
         self.life += 1
-        self.alive = False
+        self.alive, self.ready_since = False, None
+        self.prompt_ended = self.output_ended = 0
         return lost
 
     def settle(self, now: float) -> None:
@@ -157,9 +166,13 @@ class TwinWorker:
             if events:
                 self._listener.cached(self.slot, events)
 
-    def restart(self) -> None:
-        """The engine is back, with an empty cache."""
-        self.alive = True
+    def restart(self, now: float) -> None:
+        """The engine is up, or back, with an empty cache."""
+        self.alive, self.ready_since = True, now
+
+    def held_seconds(self, now: float) -> float:
+        """How long it has held its accelerators."""
+        return max(0.0, min(now, self.gone_s) - self.born_s)
 
     @property
     def steps(self) -> int:
@@ -172,7 +185,7 @@ class TwinWorker:
         if self._flight is not None or self._run is not None:
             prompt = self._flight.prompt_tokens if self._flight is not None else 0
             busy, joules = busy + now - self._began, joules + self.meter.draw(prompt) * (now - self._began)
-        return busy, joules + self.meter.idle_watts * (now - busy)
+        return busy, joules + self.meter.idle_watts * (self.held_seconds(now) - busy)
 
     def _look_up(self, now: float) -> None:
         """Something has changed that the next step may heed."""
@@ -259,7 +272,7 @@ class TwinWorker:
         if outputs.events:
             self._listener.cached(self.slot, outputs.events)
         for finished in outputs.finished:
-            self._listener.ended(finished, now)
+            self._end(finished, now)
 
     def _end_step(self, step: Step, now: float) -> None:
         self._flight = None
@@ -272,4 +285,9 @@ class TwinWorker:
                 if not token.number:
                     self._listener.began(token.id, now)
         for finished in outputs.finished:
-            self._listener.ended(finished, now)
+            self._end(finished, now)
+
+    def _end(self, finished: Finished, now: float) -> None:
+        self.prompt_ended += finished.prompt_tokens
+        self.output_ended += finished.output_tokens
+        self._listener.ended(finished, now)

@@ -29,6 +29,7 @@ from penstock.simulator.files.parts import (
     TopologyForm,
     TransferForm,
 )
+from penstock.simulator.files.scaling import AutoscalerForm, PowerForm
 from penstock.simulator.files.values import Form
 from penstock.simulator.files.workload import WorkloadForm
 from penstock.simulator.scenario import FirstToken, NodeGroup, Scenario, parse_nodes
@@ -62,6 +63,9 @@ class ScenarioForm(Form):
     cold: bool = False
     start_up: StartUpForm = StartUpForm()
     faults: tuple[AnyFault, ...] = ()
+    autoscaler: AutoscalerForm | None = None
+    """Left out: pools keep their replicas."""
+    power: PowerForm = PowerForm()
 
     @field_validator("model")
     @classmethod
@@ -121,6 +125,9 @@ class ScenarioForm(Form):
             retries=router.retries.make(RetryLimits),
             faults=tuple(fault.build() for fault in self.faults),
             timeouts=router.timeouts.make(Timeouts),
+            autoscaling=None if self.autoscaler is None else self.autoscaler.build(),
+            power=tuple(domain.build() for domain in self.power.domains),
+            power_interval_s=self.power.interval,
             seed=self.seed if seed is None else seed,
         )
 
