@@ -119,7 +119,7 @@ def test_pruned_search_finds_what_trying_everything_finds(rank: Rank, ttft: floa
     plans = all_plans(space, (2048,) if rank is Rank.GOODPUT else (512, 2048))
     pruned, full = rank_plans(space, goal, plans), rank_plans(space, goal, plans, prune=False)
     assert pruned.counts.tried + pruned.counts.dropped == full.counts.tried + full.counts.dropped == len(plans)
-    assert full.ranking and pruned.counts.runs <= full.counts.runs - (rank is Rank.GOODPUT)
+    assert full.ranking and pruned.counts.runs <= full.counts.runs
     best, other = pruned.ranking[0].score[0], full.ranking[0].score[0]
     # Goodput near its limit is a matter of chance, so that two searches may end at neighbouring crossings.
     assert best == pytest.approx(other, rel=0.02 if rank is Rank.GOODPUT else 1e-12)
