@@ -170,7 +170,9 @@ def _needs(view: DeploymentView, rules: PlanRules) -> dict[str, float]:
     drain_s = max(rules.drain_s, *(pool.startup_s for pool in view.pools))
     measured = {role: load.rate + load.waiting / drain_s for role, load in view.loads.items()}
     most = max(measured.values())
-    return {role: most if role != "Prefill" else measured.get(role, most) for role in {p.role for p in view.pools}}
+    return {
+        role: most if role != "Prefill" else measured.get(role, most) for role in sorted({p.role for p in view.pools})
+    }
 
 
 def _fill(

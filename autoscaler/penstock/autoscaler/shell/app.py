@@ -22,6 +22,7 @@ from penstock.autoscaler.shell.scraper import Scraper
 from penstock.autoscaler.shell.servers import Servers
 from penstock.autoscaler.shell.settings import Settings
 from penstock.autoscaler.shell.views import Views
+from penstock.core.records import Ring
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
 log = logging.getLogger("penstock.autoscaler")
@@ -56,6 +57,7 @@ class Autoscaler:
             self._leader,
             times.rules,
             identity,
+            Ring(settings.record, "cycles") if settings.record else None,
         )
         registry = CollectorRegistry()
         for each in (

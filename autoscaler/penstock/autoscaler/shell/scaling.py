@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from penstock.autoscaler.decisions.cycle import CycleRules, Decided, Looked, conclude, decide, in_order
 from penstock.autoscaler.decisions.guard import Guarded
 from penstock.autoscaler.decisions.history import History
+from penstock.autoscaler.decisions.records import cycle_record
 from penstock.autoscaler.decisions.report import deletion_costs, recommendation, same_news, scaled
 from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, Key, PoolView
 from penstock.autoscaler.shell.cluster import ClusterView
@@ -23,6 +24,7 @@ from penstock.autoscaler.shell.leader import Leader
 from penstock.autoscaler.shell.objects import DELETION_COST, Worker
 from penstock.autoscaler.shell.scraper import Scraper
 from penstock.autoscaler.shell.views import Views
+from penstock.core.records import Ring, write_record
 
 log = logging.getLogger("penstock.autoscaler.scaling")
 
@@ -42,11 +44,12 @@ class Scaling:
         leader: Leader | None,
         rules: CycleRules,
         identity: str,
+        ring: Ring | None = None,
     ) -> None:
-        """Without a `leader` this process is alone and always may write."""
+        """Without a `leader` this process is alone and always may write; cycles go on record in a `ring`."""
         self._cluster, self._scraper, self._views, self._kube = cluster, scraper, views, kube
         self._leader, self._identity = leader, identity
-        self._rules = rules
+        self._rules, self._ring = rules, ring
         self._history = History(since=time.time())
         self._told: dict[Key, tuple[float, Json]] = {}
         self.decided: tuple[Decided, ...] = ()
@@ -77,6 +80,8 @@ class Scaling:
         else:
             done = [each.nothing_done() for each in self.decided]
         self._history = conclude(looked, outcome, done, self._rules)
+        if self._ring is not None:
+            self._ring.append(write_record(cycle_record(looked, self._rules, outcome, done, self._history)))
         self._told = {key: told for key, told in self._told.items() if looked.fresh.find(key) is not None}
 
     def _look(self) -> ClusterSnapshot:

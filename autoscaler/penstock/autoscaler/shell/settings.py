@@ -39,6 +39,8 @@ class Settings:
     health_port: int = 8081
     metrics_port: int = 9090
     log_level: str = "info"
+    record: str = ""
+    """Folder that every cycle is recorded in; empty: none is."""
 
 
 def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -69,6 +71,7 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     flag("health-port", _port, str(default.health_port), "port of /healthz and /readyz")
     flag("metrics-port", _port, str(default.metrics_port), "port of /metrics")
     flag("log-level", _level, default.log_level, "debug, info, warning or error")
+    flag("record", str, default.record, "folder to record every cycle in, 32 MiB at most; empty records none")
     given = parser.parse_args(arguments)
     if given.signal_window < 2 * given.scrape_interval:
         parser.error("--signal-window must hold at least two scrapes: raise it, or lower --scrape-interval")
@@ -88,6 +91,7 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         health_port=given.health_port,
         metrics_port=given.metrics_port,
         log_level=given.log_level,
+        record=given.record,
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 from penstock.core.fleet import Fleet
-from penstock.router.decisions import find_policy
 from penstock.router.shell.admin import AdminServers
 from penstock.router.shell.discovery.static import install, parse_workers
 from penstock.router.shell.gateway import Gateway, unix_now
@@ -17,6 +16,7 @@ from penstock.router.shell.kv_events import KvEvents
 from penstock.router.shell.metrics import Collector
 from penstock.router.shell.models import ModelTable
 from penstock.router.shell.prompts import EngineEvents, Prompts
+from penstock.router.shell.recording import policies
 from penstock.router.shell.scrape import LoadScraper
 from penstock.router.shell.settings import Settings
 from penstock.router.shell.tokens import TokenCollector
@@ -117,7 +117,8 @@ class Router:
 
     async def _discover(self) -> None:
         """Learn of workers, from the command line or else from Kubernetes."""
-        policy = find_policy(self.settings.policy)
+        find = policies(self.settings.record)
+        policy = find(self.settings.policy)
         if self.settings.workers:
             install(parse_workers(self.settings.workers), self.fleet, self.models, policy, unix_now())
             return
@@ -126,7 +127,7 @@ class Router:
         from penstock.router.shell.discovery.cluster import ClusterDiscovery, connect
 
         namespaces = [n.strip() for n in self.settings.watch_namespaces.split(",") if n.strip()]
-        self._discovery = ClusterDiscovery(await connect(), self.gateway, namespaces, policy)
+        self._discovery = ClusterDiscovery(await connect(), self.gateway, namespaces, policy, find)
         await self._discovery.start()
 
     async def _leave(self) -> None:

@@ -91,6 +91,8 @@ class Settings:
     max_lease_seconds: float = _flag(3600.0, "longest such time a caller may name")
     explain_picks: int = _flag(4096, "picks that Explain remembers; 0 remembers none")
 
+    record: str = _flag("", "folder to record every pick in, 32 MiB at most; empty records none and costs nothing")
+
     drain_lag: float = _flag(3.0, "time between turning unready and refusing connections at SIGTERM")
     drain_grace: float = _flag(600.0, "time running requests have to finish at SIGTERM")
 

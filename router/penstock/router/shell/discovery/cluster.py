@@ -10,7 +10,7 @@ one that is gone is removed. The router says what it sees in one condition of ea
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -61,12 +61,19 @@ async def connect() -> ApiClient:
 class ClusterDiscovery:
     """Keeps a gateway's fleet and models in step with the cluster."""
 
-    def __init__(self, api: ApiClient, gateway: Gateway, namespaces: Iterable[str], default_policy: Policy) -> None:
-        """`namespaces` empty means all of them."""
+    def __init__(
+        self,
+        api: ApiClient,
+        gateway: Gateway,
+        namespaces: Iterable[str],
+        default_policy: Policy,
+        find: Callable[[str], Policy] = find_policy,
+    ) -> None:
+        """`namespaces` empty means all of them; `find` gives a policy by name, or raises `UnknownPolicy`."""
         self._api = api
         self._gateway = gateway
         self._fleet: Fleet = gateway.fleet
-        self._default_policy = default_policy
+        self._default_policy, self._find = default_policy, find
         self._pods: dict[Key, SeenPod] = {}
         self._speeds: dict[Key, Speed] = {}  # By namespace and name of the WorkerPool.
         self._deployments: dict[Key, SeenDeployment] = {}
@@ -218,7 +225,7 @@ class ClusterDiscovery:
         if not deployment.policy:
             return self._default_policy
         try:
-            return find_policy(deployment.policy)
+            return self._find(deployment.policy)
         except UnknownPolicy as unknown:
             where = f"{deployment.namespace}/{deployment.name}"
             log.warning(str(unknown), extra={"deployment": where, "instead": self._default_policy.name})
