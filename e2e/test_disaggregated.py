@@ -105,6 +105,45 @@ def test_prompts_are_computed_on_one_worker_and_tokens_come_from_another(apart: 
     assert sum(counter(apart, pod, "vllm:nixl_num_failed_transfers_total") for pod in decodes) == 0
 
 
+def test_what_is_cached_is_used_and_all_agree_on_how_much(apart: Cluster) -> None:
+    """Explain, the answer's usage and the router's account tell one figure, to the block, for a pair and after it."""
+    before = hits(apart)
+    told = [asked(apart, prompt(50)), asked(apart, prompt(50) + " " + prompt(51)), asked(apart, prompt(50) + " more")]
+    assert told[0] == 0 and all(hit >= 1100 for hit in told[1:]), told
+    assert {name: value - before[name] for name, value in hits(apart).items()} == {
+        "predicted": sum(told),
+        "measured": sum(told),
+    }
+
+
+def asked(cluster: Cluster, text: str) -> int:
+    """Ask, and give the hit that Explain and usage agree on."""
+    body = {"model": MODEL, "prompt": text, "max_tokens": 4}
+    answer = httpx.post(f"{cluster.gateway_url}/v1/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    explained = json.loads(router(cluster, f"penstock/v1/explain/{answer.headers['x-request-id']}"))["picks"][0]
+    found = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert explained["expectedHitTokens"] == explained["measuredHitTokens"] == found, (explained, found)
+    return int(found)
+
+
+def router(cluster: Cluster, path: str) -> str:
+    selector = ("-n", "penstock-system", "-l", "app.kubernetes.io/component=router")
+    (pod,) = cluster.items("pods", *selector)
+    base = f"/api/v1/namespaces/penstock-system/pods/{pod['metadata']['name']}:9090/proxy"
+    return cluster.kubectl("get", "--raw", f"{base}/{path}")
+
+
+def hits(cluster: Cluster) -> dict[str, float]:
+    """The router's account of cached tokens."""
+    page = router(cluster, "metrics")
+    found = {
+        name: re.findall(rf"^penstock_router_hit_{name}_tokens_total\{{.*}} (\S+)$", page, re.MULTILINE)
+        for name in ("predicted", "measured")
+    }
+    return {name: sum(map(float, values)) for name, values in found.items()}
+
+
 def moved_to(cluster: Cluster, pod: Object) -> float:
     page = cluster.kubectl(
         "get", "--raw", f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}:8000/proxy/metrics"

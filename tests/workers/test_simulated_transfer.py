@@ -105,6 +105,23 @@ def test_a_prefix_that_is_there_is_not_moved(trio: Trio):
     assert moved() == (300 - 18 * 16) * TOKEN_BYTES
 
 
+def test_usage_tells_what_the_prefill_worker_found(trio: Trio):
+    prompt = fresh_prompt()
+    first_leg(trio.prefill, prompt)
+    longer = prompt + fresh_prompt()
+    params = first_leg(trio.prefill, longer)
+    assert params["remote_prefill_cached_tokens"] == 288
+
+    def cached(params: dict) -> int:
+        usage = trio.decode.complete(prompt=longer, max_tokens=2, kv_transfer_params=params)["usage"]
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached(params) == 288
+    # Nobody is billed less than nothing, or told of more than there was.
+    assert cached(params | {"remote_prefill_cached_tokens": 9999}) == len(longer)
+    assert cached(params | {"remote_prefill_cached_tokens": -5}) == 0
+
+
 def test_a_dead_prefill_worker_costs_time_not_the_request(trio: Trio, start_engine: StartEngine):
     prompt = fresh_prompt()
     mortal = start_engine(*flags("kv_producer"), env=ANY_PORT)

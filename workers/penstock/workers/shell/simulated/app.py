@@ -158,6 +158,7 @@ class App:
         if remote is not None and self._transfer is not None:
             for index in range(len(plan.choices)):
                 self._transfer.expect(reply.sequence(index), remote)
+            reply.hit_elsewhere = remote.remote_prefill_cached_tokens
         self._driver.submit(
             reply,
             priority=body.priority,

@@ -74,6 +74,8 @@ class Reply(ABC):
         self.on_gone: Callable[[], None] | None = None
         """Called when nobody waits for the answer any more."""
         self.transfer_params: Any = None
+        self.hit_elsewhere: int | None = None
+        """What the worker that computed the prompt found cached of it: usage tells that, as vLLM's does since 0.31."""
         self._details = details
         self._open = len(self.texts)
         self._cached = 0
@@ -102,7 +104,8 @@ class Reply(ABC):
         text.reason, text.stop = choice.reason, choice.stop
         if index % self.generation.n == 0:
             # Copies of one prompt share its blocks; only the first lookup says what the cache had.
-            self._cached += end.cached_tokens
+            found = end.cached_tokens if self.hit_elsewhere is None else self.hit_elsewhere
+            self._cached += min(max(0, found), end.prompt_tokens)
         self._open -= 1
 
     def cut_at(self, index: int, output: list[int]) -> None:
