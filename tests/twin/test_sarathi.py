@@ -1,11 +1,11 @@
 """Gate: stall-free batching bears more load than prefill-first, as Sarathi-Serve (OSDI 2024) found. See sarathi.yaml.
 
-The full search over all schedulers and seeds belongs to `make test-full`. Run this file as a program for the table.
+The full search over all schedulers and seeds belongs to `make test-full`. Run this file as a program to
+write the record that the page of results shows.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,10 +23,13 @@ from penstock.core.models import LatencyProfile, Parallelism, find_accelerator, 
 from penstock.core.traces import TraceRequest, parse_trace
 from penstock.simulator.alone import Felt, play_alone
 from penstock.simulator.capacity import Verdict, capacity, interval, verdict
+from penstock.simulator.results.folder import write_record
+from penstock.simulator.results.record import Band, Chart, ChartKind, Check, Figure, Record, Series
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
 SCENARIO: dict[str, Any] = yaml.safe_load((HERE / "sarathi.yaml").read_text())
+RESULTS = HERE.parents[1] / "docs" / "results"
 LIMITS = ("strict", "relaxed")
 STALL_FREE = [name for name in SCENARIO["schedulers"] if name.startswith("stall-free")]
 
@@ -119,13 +122,50 @@ class Finding:
 
 def find(table: Table) -> Finding:
     best = {limit: max(STALL_FREE, key=lambda name, at=limit: float(np.mean(table[at][name]))) for limit in LIMITS}
-    ratio = {}
-    for limit in LIMITS:
-        judged = SCENARIO["bands"][limit]["scheduler"]
-        mine = table[limit][best[limit] if judged == "best stall-free" else judged]
-        pairs = zip(mine, table[limit]["prefill-first"], strict=True)
-        ratio[limit] = interval([a / b for a, b in pairs])
-    return Finding(best, ratio)
+    return Finding(best, {limit: interval(gains(table, limit, best)) for limit in LIMITS})
+
+
+def gains(table: Table, limit: str, best: dict[str, str]) -> list[float]:
+    """The judged scheduler's capacity over prefill-first's, by seed."""
+    judged = SCENARIO["bands"][limit]["scheduler"]
+    if judged == "best stall-free":
+        judged = best[limit]
+    return [a / b for a, b in zip(table[limit][judged], table[limit]["prefill-first"], strict=True)]
+
+
+def record(table: Table) -> Record:
+    """What the page shows."""
+    best, bands = find(table).best, SCENARIO["bands"]
+    figures = [
+        Figure(
+            name=f"capacity over prefill-first, {limit}: {bands[limit]['scheduler']}",
+            published="up to 2.6 and 6.9, other models" if limit == "strict" else "",
+            expected=Band(low=bands[limit]["low"], high=bands[limit]["high"]),
+            values=tuple(gains(table, limit, best)),
+        )
+        for limit in LIMITS
+    ]
+    strict = table["strict"]
+    checks = (
+        Check(
+            says="a budget of 2,048 at the strict limit is no better than prefill-first",
+            holds=bool(np.mean(strict["stall-free-2048"]) <= np.mean(strict["prefill-first"])),
+        ),
+        Check(
+            says=f"the best budget does not shrink as the limit grows: {best['strict']}, then {best['relaxed']}",
+            holds=STALL_FREE.index(best["strict"]) <= STALL_FREE.index(best["relaxed"]),
+        ),
+    )
+    names = list(SCENARIO["schedulers"])
+    series = [
+        Series.of(f"{limit} limit", [(float(at), table[limit][name]) for at, name in enumerate(names)])
+        for limit in LIMITS
+    ]
+    chart = Chart(
+        kind=ChartKind.BARS, title="Capacity of one engine", up="requests a second", labels=tuple(names),
+        series=tuple(series),
+    )  # fmt: skip
+    return Record(name="sarathi", seeds=tuple(SCENARIO["seeds"]), figures=tuple(figures), checks=checks, chart=chart)
 
 
 needs_lengths = pytest.mark.skipif(
@@ -156,5 +196,4 @@ def test_at_one_rate_stall_free_holds_the_strict_limit_and_prefill_first_does_no
 
 
 if __name__ == "__main__":
-    everything = search_all(SCENARIO["seeds"])
-    print(json.dumps({"capacities": everything, "finding": find(everything).__dict__}, indent=1))
+    write_record(RESULTS, record(search_all(SCENARIO["seeds"])))

@@ -8,6 +8,7 @@ from penstock.cli import profile as profile_verbs
 from penstock.cli.explain import explain
 from penstock.cli.plan import plan
 from penstock.cli.replay import replay
+from penstock.cli.results import results_command
 from penstock.cli.simulate import simulate_command
 from penstock.cli.simulate_compare import compare_command, sweep_command
 from penstock.cli.top import top
@@ -34,6 +35,7 @@ app.add_typer(profile_verbs.app)
 app.command("simulate")(simulate_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
+app.command("results")(results_command)
 
 
 def main() -> None:

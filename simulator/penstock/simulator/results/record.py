@@ -48,6 +48,8 @@ class Figure(_Form):
     expected: Band | None = None
     values: Annotated[tuple[float, ...], Field(min_length=1)]
     """In the order of seeds."""
+    judged: bool = True
+    """Whether the result as a whole hangs on it; a gate may come with figures that are only reported."""
 
     @property
     def spread(self) -> tuple[float, float, float]:
@@ -65,6 +67,7 @@ class Check(_Form):
 
     says: str
     holds: bool
+    judged: bool = True
 
 
 class Shift(_Form):
@@ -129,8 +132,9 @@ class Record(_Form):
 
     @property
     def holds(self) -> bool | None:
-        """Whether everything with a band or a check holds; None where nothing has one."""
-        told = [*(figure.holds for figure in self.figures), *(check.holds for check in self.checks)]
+        """Whether everything that is judged holds; None where nothing is."""
+        told: list[bool | None] = [figure.holds for figure in self.figures if figure.judged]
+        told += [check.holds for check in self.checks if check.judged]
         known = [one for one in told if one is not None]
         return all(known) if known else None
 

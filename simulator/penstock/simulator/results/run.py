@@ -12,9 +12,10 @@ from penstock.simulator.results.record import Chart, ChartKind, Figure, Record, 
 from penstock.simulator.results.setup import Assumed, Setup, Wanted
 from penstock.simulator.study import Told, figures_of, play_all
 
-__all__ = ["play_report"]
+__all__ = ["play_report", "runs_of"]
 
 Place = float | None
+Seeds = tuple[int, ...]
 Changed = tuple[str, tuple[str, ...], float]
 """(constant, its fields, factor)."""
 
@@ -32,33 +33,46 @@ Values = Mapping[_Cell, Mapping[str, Sequence[float]]]
 """Cell -> metric -> one value for each seed."""
 
 
+def runs_of(setup: Setup) -> int:
+    """How many runs a report takes."""
+    return sum(len(seeds) for _, seeds in _cells(setup))
+
+
 def play_report(
     name: str, setup: Setup, traces: Traces, told: Told | None = None, processes: int | None = None
 ) -> Record:
     """The record of a report. Raises `Impossible`, `ScenarioError` and what opening a trace raises."""
-    places: tuple[Place, ...] = (None,) if setup.across is None else setup.across.values
-    cells = [_Cell(case, at) for case in setup.cases for at in places]
-    shifted = [_Cell(one.case, one.at, changed) for changed in _changes(setup.assumed) for one in _needed(setup, cells)]
-    jobs = [(_form(setup, cell), seed) for cell in cells for seed in setup.seeds]
-    jobs += [(_form(setup, cell), seed) for cell in shifted for seed in setup.assumed.seeds]
+    cells = _cells(setup)
+    jobs = [(_form(setup, cell), seed) for cell, seeds in cells for seed in seeds]
     reports = play_all(jobs, traces, told, processes)
-    whole = _gathered(cells, reports, len(setup.seeds))
-    apart = _gathered(shifted, reports[len(cells) * len(setup.seeds) :], len(setup.assumed.seeds))
+    values = _gathered(cells, reports)
+    places = _places(setup)
     return Record(
         name=name,
         seeds=setup.seeds,
         figures=tuple(
-            Figure(name=one.name, published=one.published, expected=one.expected, values=_figure(one, whole, places))
+            Figure(name=one.name, published=one.published, expected=one.expected, values=_figure(one, values, places))
             for one in setup.figures
         ),
         shifts=tuple(
-            Shift(constant=changed[0], factor=changed[2], figure=one.name, values=_figure(one, apart, places, changed))
+            Shift(constant=changed[0], factor=changed[2], figure=one.name, values=_figure(one, values, places, changed))
             for changed in _changes(setup.assumed)
             for one in _shown(setup)
         ),
         shift_seeds=setup.assumed.seeds,
-        chart=_chart(setup, whole, places),
+        chart=_chart(setup, values, places),
     )
+
+
+def _places(setup: Setup) -> tuple[Place, ...]:
+    return (None,) if setup.across is None else setup.across.values
+
+
+def _cells(setup: Setup) -> list[tuple[_Cell, Seeds]]:
+    """Everything that is played: the cases as they are, then with each constant changed."""
+    usual = [_Cell(case, at) for case in setup.cases for at in _places(setup)]
+    shifted = [_Cell(one.case, one.at, changed) for changed in _changes(setup.assumed) for one in _needed(setup, usual)]
+    return [*((cell, setup.seeds) for cell in usual), *((cell, setup.assumed.seeds) for cell in shifted)]
 
 
 def _form(setup: Setup, cell: _Cell) -> ScenarioForm:
@@ -86,8 +100,13 @@ def _needed(setup: Setup, cells: Sequence[_Cell]) -> list[_Cell]:
     return [cell for cell in cells if cell.case in cases and (spots is None or cell.at in spots)]
 
 
-def _gathered(cells: Sequence[_Cell], reports: Sequence[Report], seeds: int) -> Values:
-    return {cell: figures_of(reports[at * seeds : (at + 1) * seeds]) for at, cell in enumerate(cells)}
+def _gathered(cells: Sequence[tuple[_Cell, Seeds]], reports: Sequence[Report]) -> Values:
+    found: dict[_Cell, Mapping[str, Sequence[float]]] = {}
+    at = 0
+    for cell, seeds in cells:
+        found[cell] = figures_of(reports[at : at + len(seeds)])
+        at += len(seeds)
+    return found
 
 
 def _figure(
