@@ -72,16 +72,16 @@ def _lines(chart: Chart) -> Draw:
 def _finish(chart: Chart, axes: Axes) -> None:
     if chart.level is not None:
         axes.axhline(chart.level, color="#5b6770", lw=0.8, ls=(0, (2, 2)), zorder=1)
-    if chart.logarithmic:
+    tidy(axes, chart.title, chart.across, chart.up)
+    if chart.logarithmic and chart.kind is ChartKind.LINES:  # The length of a bar means nothing on such a scale.
         from matplotlib.ticker import FuncFormatter, NullFormatter
 
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: digits(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    tidy(axes, chart.title, chart.across, chart.up)
     axes.margins(x=0.04, y=0.12)
-    if not chart.logarithmic:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if chart.kind is ChartKind.BARS else 0.0)
 
 
 def _errors(series: Series) -> list[list[float]]:
