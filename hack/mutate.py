@@ -62,8 +62,14 @@ TARGETS = {
         ),
     ),
     "guard": Target(
-        ("penstock.autoscaler.decisions.guard", "penstock.autoscaler.decisions.budgets"),
-        ("tests/autoscaler/test_guard.py", "tests/autoscaler/test_guard_machine.py"),
+        tuple("penstock.autoscaler.decisions." + name for name in ("guard", "budgets", "history")),
+        (
+            "tests/autoscaler/test_guard_edges.py",
+            "tests/autoscaler/test_guard.py",
+            "tests/autoscaler/test_guard_memory.py",
+            "tests/autoscaler/test_budgets.py",
+            "tests/autoscaler/test_guard_machine.py",
+        ),
     ),
 }  # fmt: skip
 

@@ -297,11 +297,7 @@ def _carries(case: _Case, pools: Sequence[PoolView], moves: Moves, role: str) ->
     need = case.plan.needs.get(role)
     if need is None:
         return False
-    ready = math.fsum(
-        min(moves[p.name], p.pods.ready if moves[p.name] >= p.replicas else moves[p.name])
-        * (case.target(p).requests_per_s or 0.0)
-        for p in pools
-    )
+    ready = math.fsum(min(moves[p.name], p.pods.ready) * (case.target(p).requests_per_s or 0.0) for p in pools)
     # Pods that never served are no loss: giving up what is not ready is judged by what is.
     losing = any(moves[p.name] < min(p.replicas, p.pods.ready) for p in pools)
     return not losing or ready >= need
