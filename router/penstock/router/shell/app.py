@@ -15,6 +15,7 @@ from penstock.router.shell.kv_event_metrics import KvEventCollector
 from penstock.router.shell.kv_events import KvEvents
 from penstock.router.shell.metrics import Collector
 from penstock.router.shell.models import ModelTable
+from penstock.router.shell.policy_files import WrittenPolicies
 from penstock.router.shell.prompts import EngineEvents, Prompts
 from penstock.router.shell.recording import policies
 from penstock.router.shell.scrape import LoadScraper
@@ -37,6 +38,7 @@ class Router:
         self.fleet = Fleet(max_in_flight=settings.max_in_flight)
         self.models = ModelTable()
         self.gateway = Gateway(settings, self.fleet, self.models)
+        self._written = WrittenPolicies(self.gateway.counters.policy_errors)
         self._not_ready = "starting"
         self._scraping: list[asyncio.Task[None]] = []
         self._discovery: ClusterDiscovery | None = None
@@ -53,6 +55,7 @@ class Router:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`, then leave as gently as the settings allow."""
         settings = self.settings
+        self._written.load(settings.policy_file)
         self._admin.start(settings.health_port, settings.metrics_port)
         try:
             if not await _unless(stop, self._discover()):
@@ -84,6 +87,7 @@ class Router:
             if self._discovery is not None:
                 await self._discovery.stop()
             await self._admin.stop()
+            self._written.withdraw()
 
     def _read_prompts(self) -> None:
         """Follow the engines' KV events and make tokens, for the policies that read prompts."""

@@ -60,6 +60,7 @@ class Counters:
         self.cut: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
         self.client_gone: defaultdict[str, int] = defaultdict(int)  # model
         self.picks: defaultdict[tuple[str, str], int] = defaultdict(int)  # policy, reason
+        self.policy_errors: defaultdict[str, int] = defaultdict(int)  # policy, of those from files
         self.splits: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
         self.legs: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, outcome
         self.leases: defaultdict[tuple[str, str], int] = defaultdict(int)  # model, reason
@@ -98,6 +99,8 @@ class Collector(PrometheusCollector):
         yield _counter("retries", "Attempts that failed before their first byte.", ("model", "reason"), retries)
         yield _counter("cut", "Responses that broke after their first byte.", ("model", "reason"), cut)
         yield _counter("picks", "Picks by policy and reason.", ("policy", "reason"), c.picks)
+        wrong = "Answers of policies from files that could not be used; LeastLoaded picked instead."
+        yield _counter("policy_errors", wrong, ("policy",), _single(c.policy_errors))
         split = "Attempts of models with prefill and decode workers, by why their prompt was split or was not."
         yield _counter("splits", split, ("model", "reason"), c.splits)
         going_on = "Streams carried on by another worker after theirs was lost."

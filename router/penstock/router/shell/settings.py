@@ -46,6 +46,7 @@ class Settings:
     workers: str = _flag("", "fixed workers, model=http://host:port,...; instead of Kubernetes")
     watch_namespaces: str = _flag("", "comma-separated namespaces to watch; empty means all")
     policy: str = _flag(DEFAULT_POLICY, "policy of models whose deployment names none")
+    policy_file: str = _flag("", "comma-separated Python files that bring policies; NAME=FILE must bring that one")
     adapter_interval: float = _flag(5.0, "seconds between two questions which LoRA adapters a worker has; 0: none")
     scrape_interval: float = _flag(5.0, "seconds between two looks at a worker's own load; 0 turns it off")
 
@@ -98,7 +99,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings that could not work, naming the flag."""
-        find_policy(self.policy)
+        if not self.policy_file:  # else what there is is known only when the files have been run
+            find_policy(self.policy)
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag_name(name)} must be at least 1, got {getattr(self, name)}")
