@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from penstock.cli import box as box_verbs
 from penstock.cli import profile as profile_verbs
+from penstock.cli.decisions import decide_again
 from penstock.cli.explain import explain
 from penstock.cli.plan import plan
 from penstock.cli.replay import replay
@@ -35,6 +36,7 @@ app.add_typer(profile_verbs.app)
 app.command("simulate")(simulate_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
+app.command("decide-again")(decide_again)
 app.command("results")(results_command)
 
 

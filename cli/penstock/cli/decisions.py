@@ -1,0 +1,48 @@
+"""`penstock decide-again`: decisions that a router or an autoscaler recorded (`--record`), made again here.
+
+Exit code 0 means that all came out the same to the byte, 1 that some did not, 2 that a file could not be read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from penstock.core.records import RecordError
+from penstock.simulator.snapshots import Replayed, replay_records
+from rich.console import Console
+
+DIFFERENT = 1
+UNREADABLE = 2
+_SHOWN = 400
+
+_Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="picks.jsonl, cycles.jsonl, or those before.")]
+
+
+def decide_again(files: _Files) -> None:
+    """Make recorded picks, plans and guards again by the same functions, and say whether they come out the same."""
+    console, errors = Console(), Console(stderr=True)
+    different = 0
+    for file in files:
+        try:
+            with file.open("rb") as lines:
+                replayed = replay_records(lines, str(file))
+        except (OSError, RecordError) as error:
+            errors.print(f"penstock decide-again: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(UNREADABLE) from None
+        _show(console, file, replayed)
+        different += replayed.different.total()
+    raise typer.Exit(DIFFERENT if different else 0)
+
+
+def _show(console: Console, file: Path, replayed: Replayed) -> None:
+    counts = ", ".join(
+        f"{kind}: {replayed.same[kind]} the same, {replayed.different[kind]} different"
+        for kind in sorted({*replayed.same, *replayed.different})
+    )
+    console.print(f"{file}: {counts or 'no records'}", highlight=False, markup=False, soft_wrap=True)
+    for difference in replayed.differences:
+        console.print(f"  line {difference.line}", highlight=False)
+        for word, text in (("recorded", difference.recorded), ("again", difference.again)):
+            console.print(f"    {word:8} {text[:_SHOWN]}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,199 @@
+"""The box and the twin over the same load: what was decided is decided again, and left to themselves they agree.
+
+Router and autoscaler record what they decide. Replayed, every pick, plan and guard must come out the same to the byte.
+Then the twin plays the same load with the profile that the box's autoscaler went by, and its replicas are laid beside
+the box's: whatever one wants, the other wants to within one worker, at most a cycle sooner or later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.autoscaler.decisions.capacity import WorkerModel
+from penstock.autoscaler.decisions.cycle import CycleTimes
+from penstock.core.fleet import Role
+from penstock.core.models import Parallelism, find_model
+from penstock.core.records import read_record, rebuild
+from penstock.core.reports import Verdict
+from penstock.core.traces import Trace, TraceRequest
+from penstock.simulator import Autoscaling, Bounds, PoolSpec, Scenario, StartUp, Twin, parse_nodes
+from penstock.simulator.snapshots import replay_records
+from test_scaling import ACCELERATOR, ENGINE, MODEL, NAME, SYSTEM, TOGETHER, manifest, requests
+from verbs import Cluster, describe, load, wait_for
+
+STEPS = ((75.0, 1), (100.0, 3), (105.0, 1))
+"""Seconds, and the factor on the rate."""
+CYCLE_S = 5.0
+STARTUP_S = 30.0
+FOLDER = "/tmp/record"
+FLAGS = {
+    "autoscaler": {"--time-scale": "0.2", "--cycle-interval": f"{CYCLE_S:g}s", "--record": FOLDER},
+    "router": {"--record": FOLDER},
+}
+FIGURES = os.environ.get("PENSTOCK_TWIN_AGREES_JSON", "")
+"""Where the figures of a run are written, if anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Replicas over time: each holds from its second on."""
+
+    steps: tuple[tuple[float, int], ...]
+
+    def at(self, second: float) -> int:
+        return [count for at, count in self.steps if at <= second or at == self.steps[0][0]][-1]
+
+    def around(self, second: float, slack: float) -> set[int]:
+        """Everything that holds at some time within `slack` of a second."""
+        inside = {count for at, count in self.steps if second - slack <= at <= second + slack}
+        return inside | {self.at(second - slack), self.at(second + slack)}
+
+
+@pytest.fixture
+def recording(cluster: Cluster) -> Iterator[None]:
+    """Router and autoscaler record; a deployment of one worker is ready."""
+    before = {role: set_flags(cluster, role, flags) for role, flags in FLAGS.items()}
+    for each in (ENGINE, manifest(TOGETHER)):
+        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(each))
+    wait_for("the deployment is ready", lambda: cluster.condition(NAME, "Ready").get("status") == "True", 180)
+    yield
+    cluster.kubectl("delete", "mdep", NAME, "--wait=true", timeout=180)
+    cluster.kubectl("delete", "engineclass", "slow-start")
+    for role, args in before.items():
+        replace_args(cluster, role, args)
+
+
+def set_flags(cluster: Cluster, role: str, flags: dict[str, str]) -> list[str]:
+    deployment = cluster.get("deployment", f"penstock-{role}", "-n", SYSTEM)
+    before = list(deployment["spec"]["template"]["spec"]["containers"][0]["args"])
+    kept = [arg for arg in before if arg.split("=")[0] not in flags]
+    replace_args(cluster, role, [*kept, *(f"{name}={value}" for name, value in flags.items())])
+    return before
+
+
+def replace_args(cluster: Cluster, role: str, args: list[str]) -> None:
+    patch = [{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": args}]
+    target = ("deployment", f"penstock-{role}", "-n", SYSTEM)
+    cluster.kubectl("patch", *target, "--type=json", "-p", json.dumps(patch))
+    cluster.kubectl("rollout", "status", *target, "--timeout=90s", timeout=120)
+
+
+def recorded(cluster: Cluster, role: str, name: str) -> list[bytes]:
+    """The lines that the running pod of a role has on record, oldest first."""
+    pods = [
+        pod
+        for pod in cluster.items("pods", "-n", SYSTEM)
+        if pod["metadata"]["name"].startswith(f"penstock-{role}-") and "deletionTimestamp" not in pod["metadata"]
+    ]
+    assert len(pods) == 1, [pod["metadata"]["name"] for pod in pods]
+    files = [f"{FOLDER}/{name}.before.jsonl", f"{FOLDER}/{name}.jsonl"]
+    return [line for file in files for line in cluster.read_file(pods[0], f"penstock.{role}", file).splitlines(True)]
+
+
+@pytest.mark.box
+@pytest.mark.timeout(1200)
+def test_the_twin_decides_as_the_box_did(cluster: Cluster, recording: None) -> None:
+    trace = requests(TOGETHER, STEPS)
+    with load(cluster, trace, MODEL) as running:
+        began = time.time() - running.now()
+    assert all(o.verdict is Verdict.COMPLETED for o in running.outcomes()), describe(running.outcomes())
+    picks, cycles = recorded(cluster, "router", "picks"), recorded(cluster, "autoscaler", "cycles")
+    for name, lines, kind, least in (("picks", picks, "Pick", len(trace.requests)), ("cycles", cycles, "Cycle", 40)):
+        replayed = replay_records(lines, f"{name}.jsonl")
+        assert replayed.differences == []
+        assert replayed.same[kind] >= least
+    box, lead_s, startup_s, worker = box_course(cycles, began)
+    twin = twin_course(trace, lead_s, startup_s, worker)
+    report(box, twin, {"picks": len(picks), "cycles": len(cycles), "startup_s": startup_s, "lead_s": lead_s})
+    assert max(count for _, count in box.steps) >= 3, box
+    apart = disagreements(box, twin, trace.duration_s)
+    assert apart == [], f"box {box.steps}, twin {twin.steps}"
+
+
+def box_course(cycles: list[bytes], began: float) -> tuple[Course, float, float, WorkerModel]:
+    """Replicas by seconds of the load; how long cycles ran before it; a worker's start-up; what a worker can do."""
+    steps: list[tuple[float, int]] = []
+    startup_s, worker, first = STARTUP_S, None, None
+    for line in cycles:
+        record = read_record(line)
+        fresh = record["fresh"]
+        views = [view for view in fresh["deployments"] if view["key"][1] == NAME]
+        if not views:
+            continue
+        first = fresh["now"] if first is None else first
+        (pool,) = views[0]["pools"]
+        after = next(dict(each["moves"]) for each in record["done"] if each["key"][1] == NAME)[pool["name"]]
+        if not steps or steps[-1][1] != after:
+            steps.append((fresh["now"] - began, after))
+        startup_s, worker = pool["startup_s"], pool["worker"] or worker
+    assert worker is not None
+    assert first is not None
+    return Course(tuple(steps)), began - first, startup_s, rebuild(worker, WorkerModel)
+
+
+def twin_course(trace: Trace, lead_s: float, startup_s: float, worker: WorkerModel) -> Course:
+    """Replicas by seconds of the load, with the box's profile, KV cache and start-up."""
+    lead_s = max(0.0, lead_s)
+    model = find_model("llama-3.1-8b")
+    assert model is not None
+    shifted = Trace(tuple(TraceRequest(r.arrival_s + lead_s, r.input_tokens, r.output_tokens) for r in trace.requests))
+    scenario = Scenario(
+        model,
+        parse_nodes(f"{ACCELERATOR}=2x8"),
+        pools=(PoolSpec("serve", Role.PREFILL_DECODE, ACCELERATOR, Parallelism(), 1),),
+        profile=worker.latency,
+        kv_capacity=worker.kv_capacity_tokens,
+        max_num_seqs=worker.max_sequences,
+        max_context=8192,
+        ttft_s=2.0,
+        tpot_s=0.1,
+        start_up=StartUp(0.0, max(0.0, startup_s - STARTUP_S), 0.0, STARTUP_S, 0.0),
+        autoscaling=Autoscaling(
+            (Bounds("serve", 1, 8),),
+            cycle_interval_s=CYCLE_S,
+            times=CycleTimes(time_scale=0.2),
+            max_accelerators=TOGETHER.budget,
+            until_s=lead_s + trace.duration_s,
+        ),
+    )
+    scaled = Twin(scenario, shifted).run().scaling
+    assert scaled is not None
+    return Course(((-lead_s, 1), *((change.at_s - lead_s, change.after) for change in scaled.changes)))
+
+
+def disagreements(box: Course, twin: Course, until: float) -> list[tuple[float, set[int], set[int]]]:
+    """Seconds at which one wants what the other does not, to within a worker, within a cycle."""
+    apart = []
+    for second in range(int(until)):
+        for one, other in ((box, twin), (twin, box)):
+            near = other.around(second, CYCLE_S)
+            if min(abs(one.at(second) - count) for count in near) > 1:
+                apart.append((float(second), {one.at(second)}, near))
+    return apart
+
+
+def report(box: Course, twin: Course, facts: dict[str, Any]) -> None:
+    """Both courses, and for how long they differ at the very second."""
+    end = int(sum(seconds for seconds, _ in STEPS))
+    differ = [abs(box.at(second) - twin.at(second)) for second in range(end)]
+    moves = {name: sum(a != b for (_, a), (_, b) in pairwise(c.steps)) for name, c in (("box", box), ("twin", twin))}
+    made = {
+        **facts,
+        "box": [(round(at, 1), count) for at, count in box.steps],
+        "twin": [(round(at, 1), count) for at, count in twin.steps],
+        "moves": moves,
+        "seconds": end,
+        "seconds_by_difference": {count: differ.count(count) for count in sorted(set(differ))},
+        "worker_seconds": [sum(course.at(second) for second in range(end)) for course in (box, twin)],
+    }
+    print(json.dumps(made))
+    if FIGURES:
+        Path(FIGURES).write_text(json.dumps(made, indent=2) + "\n")
