@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from autoscaler_views import KEY, PROFILE, load, pool, snapshot, view
@@ -110,6 +111,33 @@ def test_a_role_without_a_ready_worker_is_coming_up() -> None:
     result = guarded(view(serve(2, pods=Pods(starting=2)), loads={}), {"a": 1}, rules=rules, certain=False,
                      doubtful=("PrefillDecode",))  # fmt: skip
     assert (result.moves, refused(result)[0]) == ({"a": 2}, Refused.STARTING)
+
+
+# ---- scale to zero -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "plan", "said"),
+    [
+        (900.0, {}, True),
+        (900.0, {"why": Why.UNUSED, "needs": {}}, True),
+        (900.0, {"needs": {"PrefillDecode": 0.1}}, False),
+        (900.0, {"why": Why.UNMEASURED, "needs": {}}, False),
+        (900.0, {"why": Why.OFF}, False),
+        (None, {}, False),
+    ],
+)
+def test_who_asked_for_no_worker_is_told_why_one_stays(asked: float | None, plan: dict[str, Any], said: bool) -> None:
+    result = guarded(view(serve(1, least=0), to_zero_after_s=asked), {"a": 1}, **plan)
+    assert (result.moves, refused(result)) == ({"a": 1}, [Refused.NOTHING_WAKES] if said else [])
+    assert result.degraded is None, "that is how it works today, and no fault"
+    assert not said or "scaleToZeroAfter is 900 s, but nothing wakes" in result.refusals[0].message
+
+
+def test_another_refusal_is_the_harder_one() -> None:
+    idle = view(serve(6, least=0), loads={"PrefillDecode": load(0.0)}, to_zero_after_s=900.0)
+    result = guarded(idle, {"a": 1}, rules=RULES)
+    assert (result.moves, refused(result)) == ({"a": 4}, [Refused.NOTHING_WAKES, Refused.STEP_LIMITED])
 
 
 # ---- time --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from penstock.autoscaler.decisions.history import History
 from penstock.autoscaler.decisions.observations import WorkerHistory
-from penstock.autoscaler.decisions.snapshot import Pods
+from penstock.autoscaler.decisions.snapshot import DeploymentView, Pods
 from penstock.autoscaler.shell.cluster import ClusterView
 from penstock.autoscaler.shell.objects import Pool, PoolKey, Worker
 from penstock.autoscaler.shell.views import ViewRules, Views
@@ -31,14 +31,18 @@ def worker(name: str, ready_since: float | None = None, **more: Any) -> Worker:
 
 
 def pods(*workers: Worker) -> Pods:
+    return deployment(*workers).pools[0].pods
+
+
+def deployment(*workers: Worker, item: dict[str, Any] = DEPLOYMENT) -> DeploymentView:
     cluster = SimpleNamespace(
         workers=lambda: list(workers),
         pools=lambda: [Pool(KEY, 3, "chat-serve-h100")],
-        deployments=lambda: [DEPLOYMENT],
+        deployments=lambda: [item],
         cluster_scoped=lambda plural: [],
     )
     seen = Views(ViewRules(), WorkerHistory).snapshot(cast(ClusterView, cluster), History(since=0.0), NOW, 50.0)
-    return seen.deployments[0].pools[0].pods
+    return seen.deployments[0]
 
 
 def test_the_longest_ready_worker_says_since_when_a_pool_serves() -> None:
@@ -47,3 +51,11 @@ def test_the_longest_ready_worker_says_since_when_a_pool_serves() -> None:
     seen = pods(worker("w0", NOW - 7), worker("w1", NOW - 40), worker("w2"), leaving)
     assert (seen.ready, seen.starting, seen.terminating) == (2, 1, 1)
     assert seen.ready_s == pytest.approx(40)
+
+
+def test_the_wish_for_no_worker_is_seen() -> None:
+    """The guard tells who wished for it why the last worker stays."""
+    assert deployment().to_zero_after_s is None
+    idle = {"mode": "Auto", "scaleToZeroAfter": "15m"}
+    asked = {**DEPLOYMENT, "spec": {**DEPLOYMENT["spec"], "autoscaling": idle}}
+    assert deployment(item=asked).to_zero_after_s == 900.0

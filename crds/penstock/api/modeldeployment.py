@@ -230,7 +230,13 @@ class AutoscalingSpec(ApiModel):
     budget: Budget | None = None
     """Limits over all pools."""
     scale_to_zero_after: Duration | None = None
-    """Idle time after which all workers are given back; needs `min: 0` in every pool."""
+    """Idle time after which all workers are given back; needs `min: 0` in every pool. Not yet honoured in full: one
+    worker of each role stays, since nothing wakes a deployment without workers."""
+
+    @property
+    def scale_to_zero_seconds(self) -> float | None:
+        """`scaleToZeroAfter` in seconds."""
+        return None if self.scale_to_zero_after is None else parse_duration(self.scale_to_zero_after)
 
 
 class ModelDeploymentSpec(ApiModel):

@@ -24,6 +24,8 @@ class Refused(StrEnum):
 
     OTHER_WRITER = "OtherWriter"
     """Another manager writes replicas: two autoscalers would fight, so ours steps back."""
+    NOTHING_WAKES = "NothingWakes"
+    """`scaleToZeroAfter` is asked for and no request comes, but a deployment without workers could not be woken."""
     SIGNALS_MISSING = "SignalsMissing"
     """Nothing is taken away while the load is not known well enough."""
     STARTING = "Starting"
@@ -54,6 +56,8 @@ class Refused(StrEnum):
 
 DEGRADING = frozenset({Refused.OTHER_WRITER, Refused.SIGNALS_MISSING, Refused.GAVE_UP})
 """Refusals that somebody should look at; the others are the guard's daily work."""
+_TOLD = DEGRADING | {Refused.NOTHING_WAKES}
+"""Refusals that are told though no move was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ def _guarded(case: _Case) -> Guarded:
     refusals: list[Refusal] = []
     for refused, check in CHECKS:
         checked, message = check(case, moves)
-        if checked != moves or (refused in DEGRADING and message):
+        if checked != moves or (refused in _TOLD and message):
             refusals.append(Refusal(refused, message))
         moves = checked
         if refused is Refused.OTHER_WRITER and message:
@@ -184,6 +188,22 @@ def _other_writer(case: _Case, moves: Moves) -> tuple[Moves, str]:
         f"{', '.join(writers)} wrote replicas of this deployment's WorkerPools lately; remove that autoscaler, or set "
         "autoscaling.mode to Advise or Off"
     )
+
+
+def _kept_awake(case: _Case, moves: Moves) -> tuple[Moves, str]:
+    """Says why a deployment that nobody asks keeps its last workers; the plan never has fewer than one of a role."""
+    after_s = case.view.to_zero_after_s
+    if after_s is None or not _acts(case) or not _unasked(case.plan):
+        return moves, ""
+    return moves, (
+        f"no request comes and scaleToZeroAfter is {after_s:g} s, but nothing wakes a deployment without workers yet: "
+        "one of each role stays"
+    )
+
+
+def _unasked(plan: DeploymentPlan) -> bool:
+    """Whether no request is expected, or none was ever seen."""
+    return plan.why is Why.UNUSED or (bool(plan.needs) and not any(plan.needs.values()))
 
 
 def _not_in_doubt(case: _Case, moves: Moves) -> tuple[Moves, str]:
@@ -367,6 +387,7 @@ def _within_budget(case: _Case, moves: Moves) -> tuple[Moves, str]:
 
 CHECKS: tuple[tuple[Refused, _Check], ...] = (
     (Refused.OTHER_WRITER, _other_writer),
+    (Refused.NOTHING_WAKES, _kept_awake),
     (Refused.SIGNALS_MISSING, _not_in_doubt),
     (Refused.STARTING, _started),
     (Refused.SETTLING, _settled),

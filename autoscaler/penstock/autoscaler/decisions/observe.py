@@ -90,6 +90,7 @@ def _view(
         max_accelerators=seen.max_accelerators,
         max_cost=seen.max_cost,
         model=seen.model,
+        to_zero_after_s=seen.to_zero_after_s,
         moving=any(len({w.revision for w in pool.workers if not w.terminating}) > 1 for pool in seen.pools),
     )
     return view, remembered

@@ -68,3 +68,5 @@ class SeenDeployment:
     max_accelerators: int | None = None
     max_cost: float | None = None
     model: str = ""
+    to_zero_after_s: float | None = None
+    """`scaleToZeroAfter`, in seconds; None where no such thing is asked for."""

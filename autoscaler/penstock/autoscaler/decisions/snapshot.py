@@ -113,6 +113,8 @@ class DeploymentView:
     """The served name, by which requests are counted."""
     moving: bool = False
     """A roll is under way: pods of two revisions stand side by side."""
+    to_zero_after_s: float | None = None
+    """Seconds without a request after which the user would have no worker left; None where that is not asked for."""
 
     def pool(self, name: str) -> PoolView:
         """The WorkerPool of this name. Raises KeyError."""

@@ -124,6 +124,7 @@ def _deployment(key: Key, spec: ModelDeploymentSpec, pools: Sequence[SeenPool]) 
         max_accelerators=budget.max_accelerators if budget else None,
         max_cost=budget.cost if budget else None,
         model=spec.model.name,
+        to_zero_after_s=spec.autoscaling.scale_to_zero_seconds,
     )
 
 
