@@ -38,8 +38,8 @@ FLAGS = {
     "autoscaler": {"--time-scale": "0.2", "--cycle-interval": f"{CYCLE_S:g}s", "--record": FOLDER},
     "router": {"--record": FOLDER},
 }
-FIGURES = os.environ.get("PENSTOCK_TWIN_AGREES_JSON", "")
-"""Where the figures of a run are written, if anywhere."""
+KEEP = os.environ.get("PENSTOCK_KEEP", "")
+"""A folder for the records and the figures of a run, where somebody wants to look at them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,7 @@ def test_the_twin_decides_as_the_box_did(cluster: Cluster, recording: None) -> N
     assert all(o.verdict is Verdict.COMPLETED for o in running.outcomes()), describe(running.outcomes())
     picks, cycles = recorded(cluster, "router", "picks"), recorded(cluster, "autoscaler", "cycles")
     for name, lines, kind, least in (("picks", picks, "Pick", len(trace.requests)), ("cycles", cycles, "Cycle", 40)):
+        keep(f"{name}.jsonl", b"".join(lines))
         replayed = replay_records(lines, f"{name}.jsonl")
         assert replayed.differences == []
         assert replayed.same[kind] >= least
@@ -195,5 +196,9 @@ def report(box: Course, twin: Course, facts: dict[str, Any]) -> None:
         "worker_seconds": [sum(course.at(second) for second in range(end)) for course in (box, twin)],
     }
     print(json.dumps(made))
-    if FIGURES:
-        Path(FIGURES).write_text(json.dumps(made, indent=2) + "\n")
+    keep("agrees.json", json.dumps(made, indent=2).encode() + b"\n")
+
+
+def keep(name: str, data: bytes) -> None:
+    if KEEP:
+        Path(KEEP, name).write_bytes(data)
