@@ -1,7 +1,8 @@
 """The paged KV cache: reference-counted blocks, a hash table over them, least recently used ones overwritten first.
 
-Every block is either in use (references above 0) or free; free blocks keep their hash, and so can be found again, until
-they are taken. The order of eviction: blocks without a hash first, then those never used, then least recently given
+Every block is either in use or free; free blocks keep their hash, and so can be found again, until they are taken.
+Only blocks with a hash can have several users, and so only of those users are counted one by one: what a long answer
+takes and gives back costs next to nothing. The order of eviction: blocks without a hash first, then those never used, then least recently given
 back, and of one sequence the tail before the head, because a head without its tail is still worth something.
 
 A block costs memory from its first use on only, so that a cache of any size, an endless one included, can be had.
@@ -18,12 +19,14 @@ __all__ = ["BlockPool"]
 class BlockPool:
     """A fixed number of blocks, named 0 to size - 1. Not safe for several threads."""
 
-    __slots__ = ("_blank", "_copies", "_found", "_hash_of", "_references", "_removed", "size")
+    __slots__ = ("_blank", "_copies", "_found", "_hash_of", "_nameless", "_references", "_removed", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._references: list[int] = []  # Of the blocks ever used: the sequences that use each; 0: it is free.
+        # Of the blocks ever used: the sequences that use each one with a hash, 0 for one without.
+        self._references: list[int] = []
         self._hash_of: list[int | None] = []
+        self._nameless = 0  # Blocks in use without a hash; each has one user.
         self._copies: dict[int, list[int]] = {}  # Hash -> blocks that hold it, oldest first; never an empty list.
         self._blank: list[int] = []  # Free blocks that were used and have no hash; the last one is taken first.
         self._found: OrderedDict[int, None] = OrderedDict()  # Free blocks with a hash, least recently used first.
@@ -80,38 +83,41 @@ class BlockPool:
         """Use `count` blocks for new content, forgetting what they held. Raises ValueError when fewer are free."""
         if count > self.free:
             raise ValueError(f"{count} blocks wanted, {self.free} of {self.size} are free")
-        blank, references = self._blank, self._references
+        self._nameless += count
+        blank = self._blank
         kept = max(0, len(blank) - count)
         taken = blank[kept:]
         del blank[kept:]
-        for block in taken:
-            references[block] = 1
         if len(taken) < count:
             taken += self._take_untouched(min(count - len(taken), self.untouched))
-        while len(taken) < count:
-            taken.append(self._overwrite())
+            while len(taken) < count:
+                taken.append(self._overwrite())
         return taken
 
     def give_back(self, blocks: Sequence[int]) -> None:
-        """One user of each of these blocks (of one sequence, in its order) is done with it."""
-        references, hash_of, blank, found = self._references, self._hash_of, self._blank, self._found
-        for block in reversed(blocks):
-            users = references[block]
-            if users == 1:
-                references[block] = 0
-                if hash_of[block] is None:
-                    blank.append(block)
-                else:
-                    found[block] = None
-            elif users:
-                references[block] = users - 1
-            else:
-                raise ValueError(f"block {block} given back twice")
+        """One user of each of these blocks is done with it. They are of one sequence, in its order: those with a hash
+        come first. Raises ValueError when that many are not in use."""
+        hash_of, named = self._hash_of, 0
+        for block in blocks:
+            if hash_of[block] is None:
+                break
+            named += 1
+        nameless = len(blocks) - named
+        if nameless > self._nameless:
+            raise ValueError(f"{nameless} blocks given back of {self._nameless} in use, so one was given back twice")
+        self._nameless -= nameless
+        if not named:
+            self._blank += reversed(blocks)
+            return
+        self._blank += blocks[: named - 1 : -1]
+        self._let_go(blocks[named - 1 :: -1])
 
     def remember(self, block: int, block_hash: int) -> None:
         """Make a block that is in use findable by its content's hash."""
-        if not self._references[block] or self._hash_of[block] is not None:
+        if not self._nameless or self._hash_of[block] is not None:
             raise ValueError(f"block {block} is free or already known by a hash")
+        self._nameless -= 1
+        self._references[block] = 1
         self._hash_of[block] = block_hash
         self._copies.setdefault(block_hash, []).append(block)
 
@@ -132,17 +138,32 @@ class BlockPool:
 
     def references(self) -> tuple[int, ...]:
         """Users of each block that was ever used, for checks of conservation."""
-        return tuple(self._references)
+        users = [count if name is not None else 1 for count, name in zip(self._references, self._hash_of, strict=True)]
+        for block in self._blank:
+            users[block] = 0
+        return tuple(users)
+
+    def _let_go(self, blocks: Sequence[int]) -> None:
+        """One user of each of these blocks with a hash is done with it."""
+        references, found = self._references, self._found
+        for block in blocks:
+            users = references[block]
+            if users == 1:
+                references[block] = 0
+                found[block] = None
+            elif users:
+                references[block] = users - 1
+            else:
+                raise ValueError(f"block {block} given back twice")
 
     def _take_untouched(self, count: int) -> range:
         first = len(self._references)
-        self._references += [1] * count
+        self._references += [0] * count
         self._hash_of += [None] * count
         return range(first, first + count)
 
     def _overwrite(self) -> int:
         block, _ = self._found.popitem(last=False)
-        self._references[block] = 1
         block_hash = self._hash_of[block]
         if block_hash is not None:
             self._forget(block, block_hash)
