@@ -1,9 +1,11 @@
 """The paged KV cache: reference-counted blocks, a hash table over them, least recently used ones overwritten first.
 
-Every block is either in use or free; free blocks keep their hash, and so can be found again, until they are taken.
-Only blocks with a hash can have several users, and so only of those users are counted one by one: what a long answer
-takes and gives back costs next to nothing. The order of eviction: blocks without a hash first, then those never used, then least recently given
-back, and of one sequence the tail before the head, because a head without its tail is still worth something.
+Every block is either in use or free; free blocks keep their hash, and so can be found again, until they are taken. The
+order of eviction: blocks without a hash first, then those never used, then least recently given back, and of one
+sequence the tail before the head, because a head without its tail is still worth something.
+
+Only a block with a hash can have several users, and so only of those users are counted one by one: what a long answer
+takes and gives back costs next to nothing.
 
 A block costs memory from its first use on only, so that a cache of any size, an endless one included, can be had.
 """
