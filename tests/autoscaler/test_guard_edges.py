@@ -66,7 +66,7 @@ def test_growth_is_not_held_back_by_doubt() -> None:
 
 def test_a_mode_that_computes_nothing_refuses_nothing() -> None:
     """`Off` has no certain load and needs none: no word of missing signals, of starting or of other writers."""
-    late = serve(4, other_writer="keda", pods=Pods(pending=4, pending_s=9e9))
+    late = serve(4, other_writer="keda", pods=Pods(ready=2, pending=2, pending_s=9e9))
     result = guarded(view(late, loads={}), {"a": 4}, why=Why.OFF, certain=False, doubtful=("PrefillDecode",))
     assert result == Guarded(KEY, {"a": 4})
 
@@ -352,6 +352,7 @@ def classes(first: int, second: int, **more: object) -> DeploymentView:
         ((3, 1), (0, 0), (3, 0)),
         ((1, 4), (0, 1), (1, 2)),
         ((3, 1), (2, 1), (2, 1)),
+        ((2, 0), (1, 0), (2, 0)),
     ],
 )
 def test_the_sum_over_classes_keeps_the_bounds_of_the_pool(
