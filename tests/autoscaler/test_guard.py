@@ -174,8 +174,8 @@ def test_a_budget_that_was_lowered_takes_workers_away() -> None:
 
 def test_a_short_budget_keeps_the_ratio() -> None:
     both = view(
-        pool("Prefill", replicas=2),
-        pool("Decode", replicas=2),
+        pool("Prefill", replicas=2, startup_s=0.0),
+        pool("Decode", replicas=2, startup_s=0.0),
         loads={"Prefill": load(120.0), "Decode": load(120.0)},
         max_accelerators=8,
     )

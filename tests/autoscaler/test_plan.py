@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from penstock.autoscaler.decisions.capacity import Objectives, WorkerModel, throughput
 from penstock.autoscaler.decisions.demand import TokenMix
 from penstock.autoscaler.decisions.plan import DeploymentPlan, PlanRules, Why, plan
-from penstock.autoscaler.decisions.snapshot import DeploymentView, Pods
+from penstock.autoscaler.decisions.snapshot import DeploymentView, Pods, PoolView
 
 RULES = PlanRules()
 ROLES = ("Prefill", "Decode", "PrefillDecode")
@@ -62,14 +62,53 @@ def test_what_is_planned_serves_the_load_or_says_that_it_cannot(rate: float) -> 
 
 def test_prefill_and_decode_are_sized_for_the_same_load() -> None:
     """A prefill pool that is full starves decode: its arrivals still count for both."""
-    starved = view(pool("Prefill"), pool("Decode"), loads={"Prefill": load(60.0), "Decode": load(5.0)})
+    pools = pool("Prefill", startup_s=0.0), pool("Decode", startup_s=0.0)
+    starved = view(*pools, loads={"Prefill": load(60.0), "Decode": load(5.0)})
     assert planned(starved).needs == {"Prefill": 60.0, "Decode": 60.0}
 
 
-def test_a_backlog_is_worked_off_within_a_start_up() -> None:
-    waiting = load(4.0, waiting=120.0)
-    assert planned(view(pool(startup_s=30.0), loads={"PrefillDecode": waiting})).needs == {"PrefillDecode": 8.0}
-    assert planned(view(pool(startup_s=1.0), loads={"PrefillDecode": waiting})).needs == {"PrefillDecode": 12.0}
+def served(of: PoolView, role: str = "PrefillDecode") -> float:
+    """Requests a second that one worker serves when it is busy all the time."""
+    assert of.worker is not None
+    return throughput(role, of.worker, MIX, OBJECTIVES).requests_per_s / RULES.margins.busy
+
+
+def needed(of: PoolView, **at: float) -> float:
+    return planned(view(of, loads={"PrefillDecode": load(**at)})).needs["PrefillDecode"]
+
+
+def test_what_will_wait_is_worked_off_within_a_start_up() -> None:
+    nobody = pool(startup_s=30.0, pods=Pods(starting=0))
+    assert needed(nobody, rate=4.0, waiting=120.0) == 4.0 + (120.0 + 4.0 * 30.0) / 30.0
+    brief = replace(nobody, startup_s=1.0)
+    assert needed(brief, rate=4.0, waiting=120.0) == pytest.approx(4.0 + (120.0 + 4.0) / RULES.drain_s)
+
+
+def test_a_step_is_met_with_workers_for_what_comes_while_they_start() -> None:
+    two = pool(startup_s=30.0)
+    rate = 3 * served(two)  # One worker's worth more than the two that are ready serve.
+    assert needed(two, rate=rate) == pytest.approx(rate + served(two))
+    half_way = replace(two, pods=Pods(ready=2, starting=2))
+    assert needed(half_way, rate=rate) == pytest.approx(rate)
+
+
+def test_a_queue_that_is_gone_before_anybody_could_start_needs_nobody() -> None:
+    two = pool(startup_s=30.0)
+    assert needed(two, rate=served(two), waiting=30 * served(two)) == pytest.approx(served(two))
+    assert needed(two, rate=served(two), waiting=90 * served(two)) == pytest.approx(3 * served(two))
+
+
+@given(rates, rates, st.floats(0, 500), st.integers(0, 8), st.integers(0, 8))
+def test_a_backlog_never_shrinks_with_the_load_or_grows_with_the_workers(
+    one: float, two: float, waiting: float, ready: int, starting: int
+) -> None:
+    low, high = sorted((one, two))
+    there = pool(startup_s=30.0, pods=Pods(ready=ready, starting=starting))
+    less = needed(there, rate=low, waiting=waiting)
+    assert less >= low
+    assert needed(there, rate=high, waiting=waiting) >= less - 1e-9
+    more = replace(there, pods=Pods(ready=ready + 1, starting=starting))
+    assert needed(more, rate=low, waiting=waiting) <= less + 1e-9
 
 
 def test_the_ratio_follows_the_mix_of_tokens() -> None:

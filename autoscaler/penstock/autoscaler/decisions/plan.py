@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from penstock.autoscaler.decisions.backlog import backlog
 from penstock.autoscaler.decisions.capacity import MARGINS, Margins, Throughput, throughput
 from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, DeploymentView, Key, PoolView, RoleLoad
 
@@ -136,7 +137,7 @@ def _target_tracking(view: DeploymentView, rules: PlanRules) -> DeploymentPlan |
         for pool in view.pools
         if pool.worker is not None
     }
-    needs = _needs(view, rules)
+    needs = _needs(view, rules, speeds)
     counts: dict[str, int] = {}
     runners: list[str] = []
     for role in sorted({pool.role for pool in view.pools}):
@@ -164,15 +165,22 @@ def _hold(view: DeploymentView, why: Why, reason: str) -> DeploymentPlan:
     return DeploymentPlan(view.key, {pool.name: Target(pool.replicas) for pool in view.pools}, why, reason)
 
 
-def _needs(view: DeploymentView, rules: PlanRules) -> dict[str, float]:
+def _needs(view: DeploymentView, rules: PlanRules, speeds: Mapping[str, Throughput]) -> dict[str, float]:
     """Requests per second for each role. Every request is decoded, so a starved decode pool is sized by prefill."""
     # Workers that come for a backlog start first: it is to be worked off within as long as that takes.
     drain_s = max(rules.drain_s, *(pool.startup_s for pool in view.pools))
-    measured = {role: load.rate + load.waiting / drain_s for role, load in view.loads.items()}
+    measured = {
+        role: load.rate + backlog(load, _of(view, role), speeds, rules.margins.busy) / drain_s
+        for role, load in view.loads.items()
+    }
     most = max(measured.values())
     return {
         role: most if role != "Prefill" else measured.get(role, most) for role in sorted({p.role for p in view.pools})
     }
+
+
+def _of(view: DeploymentView, role: str) -> list[PoolView]:
+    return [pool for pool in view.pools if pool.role == role]
 
 
 def _fill(
