@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -35,13 +36,16 @@ from penstock.simulator import (
     parse_nodes,
 )
 from penstock.simulator.events import EventQueue
+from penstock.simulator.files import parse_scenario
 from penstock.simulator.scaling_pods import Pod
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "concepts"
 ONE = Parallelism(tensor=1)
 QUICK = StartUp(0.5, 1, 2, 2, 0.5)
 TIMES = CycleTimes(scrape_interval_s=1.0, signal_window_s=20.0, scale_in_window_s=15.0, time_scale=0.2)
 SERVE = (PoolSpec("serve", Role.PREFILL_DECODE, "a100-80g", ONE, 1),)
 MODEL = find_model("llama-3.1-8b")
+assert MODEL is not None
 PROFILE = LatencyProfile((10, 0.1, 1e-6), (20, 0.2, 1e-4), ProfileSource.BENCHMARK, "made up")
 FULL = 200  # Examples where there is time.
 
@@ -287,6 +291,20 @@ def test_the_report_tells_what_was_done(scenario: Scenario) -> None:
     assert [change["after"] for change in told["changes"]] == [change.after for change in result.scaling.changes]
     assert all(change["why"].startswith("scaled serve from ") for change in told["changes"])
     assert told["most_accelerators"] == max(sum(look.pods) for look in result.scaling.looks)
+
+
+def test_the_scenario_of_the_docs_orders_a_node() -> None:
+    form = parse_scenario((DOCS / "twin-scaling.yaml").read_text(), "twin-scaling.yaml")
+    workload, dropped = form.workload.make_workload(nothing, MODEL.max_context, 0)
+    result = Twin(form.scenario(), workload).run()
+    assert dropped == 0
+    assert result.scaling is not None
+    assert result.scaling.nodes_added == {"a100-80g": 1}
+    assert [use.name for use in result.power] == ["row", "rack"]
+
+
+def nothing(file: str, skip_bad: bool) -> Trace:
+    raise AssertionError(f"{file} is not to be read")
 
 
 @st.composite

@@ -71,6 +71,27 @@ def print_simulation(console: Console, report: Report, title: str = "simulate") 
     if len(resources["classes"]) > 1:
         table.add_row("all", *_cells(resources["total"]))
     console.print(table)
+    _print_scaling(console, report.run.get("scaling"))
+    for use in report.run.get("power", ()):
+        budget = "no budget" if use["budget_w"] is None else f"above {use['budget_w']:.0f} W for {use['over_s']:.0f} s"
+        said = f"{use['name']}: {use['mean_w']:.0f} W, at most {use['peak_w']:.0f} W, {budget}"
+        console.print(f"power       {said}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_scaling(console: Console, scaling: Mapping[str, Any] | None) -> None:
+    """What the autoscaler did, change by change, and why."""
+    if scaling is None:
+        return
+    table = _table("scaling", ("at", "pool", "workers", "why"))
+    for change in scaling["changes"]:
+        why = change["why"].partition(": ")[2]
+        table.add_row(f"{change['at_s']:.0f} s", change["pool"], f"{change['before']} -> {change['after']}", why)
+    console.print(table)
+    facts = [f"at most {scaling['most_accelerators']} accelerators held"]
+    facts += [f"{count} nodes of {name} added" for name, count in scaling["nodes_added"].items()]
+    facts += [f"{scaling['overdue']} workers at work when their grace ended"] if scaling["overdue"] else []
+    facts += [f"held by {name} in {count} cycles" for name, count in scaling["refusals"].items()]
+    console.print(f"scaling     {'; '.join(facts)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_over_seeds(console: Console, found: Mapping[str, Spread], seeds: int) -> None:
