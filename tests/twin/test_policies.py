@@ -126,3 +126,60 @@ def test_the_global_policy_brings_a_prefix_to_an_idle_worker(caching: Scenario) 
     assert twins["GlobalHit"].outcomes[2].cached_tokens == 2560
     assert twins["LocalHitOnly"].pulls.moved().transfers == 0
     assert twins["GlobalHit"].outcomes[2].ttft_s < twins["LocalHitOnly"].outcomes[2].ttft_s
+
+
+def adaptive_fleet() -> Fleet:
+    """Two workers of the pool for prompts and two of that for tokens, all equally fast."""
+    fleet = Fleet(4)
+    for number, role in enumerate((P, P, D, D)):
+        worker = Worker(
+            str(number), "h", 1, "m", role,
+            prefill_ms=(20.0, 0.6, 0.0), decode_ms=(16.0, 1.0, 0.0), kv_capacity_tokens=20_000,
+        )  # fmt: skip
+        fleet.set_ready(fleet.add(worker), True)
+    return fleet
+
+
+def decoding(fleet: Fleet, slot: int, requests: int, tokens: int = 100) -> None:
+    """Requests that decode in a slot, their prompts computed."""
+    for _ in range(requests):
+        fleet.prefilled(fleet.reserve(slot, tokens, tokens, cached_tokens=tokens))
+
+
+WITHIN = Request("r", "m", 1000, 100, tpot_ms=40.0)
+
+
+def test_a_quiet_cluster_decodes_on_the_reserved_worker_alone() -> None:
+    made = pick("AdaptiveRoles", adaptive_fleet(), WITHIN)
+    assert made.decode == 2
+    assert made.prefill in (0, 1, 3)
+
+
+def test_decodes_are_packed_where_there_are_most_within_the_objective() -> None:
+    fleet = adaptive_fleet()
+    decoding(fleet, 2, 3)
+    decoding(fleet, 3, 9)
+    made = pick("AdaptiveRoles", fleet, WITHIN)
+    assert made.decode == 3
+    assert made.prefill in (0, 1)  # Whoever decodes takes no prompts.
+    decoding(fleet, 3, 9)  # 16 + 19 ms a token are above 0.85 of the objective.
+    assert pick("AdaptiveRoles", fleet, WITHIN).decode == 2
+
+
+def test_where_no_decode_fits_the_prefill_worker_free_soonest_turns() -> None:
+    fleet = adaptive_fleet()
+    decoding(fleet, 2, 30)
+    fleet.reserve(1, 5000, 100)
+    made = pick("AdaptiveRoles", fleet, WITHIN)
+    assert made.decode == 3
+    assert made.prefill == 0
+    decoding(fleet, 3, 30)
+    # The reserved prefill worker is idle, and stays what it is.
+    assert pick("AdaptiveRoles", fleet, WITHIN).decode == 1
+
+
+def test_a_full_cache_takes_no_more_decodes() -> None:
+    fleet = adaptive_fleet()
+    decoding(fleet, 2, 1, tokens=9_500)
+    assert pick("AdaptiveRoles", fleet, WITHIN).decode != 2
+    assert pick("AdaptiveRoles", adaptive_fleet(), WITHIN).decode == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.simulator.pages.canvas import Draw, colour, picture, tidy
 from penstock.simulator.results.record import Chart, ChartKind, Series, digits
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_chart"]
 
 _INK = "#39434b"
+_OF_OTHERS: dict[str, Any] = {"lw": 1.1, "marker": "o", "ms": 4, "mfc": "white", "mew": 1}
 _XMLNS = b'<?xml version="1.0" encoding="utf-8"?>\n'
 
 
@@ -50,19 +51,23 @@ def _bars(chart: Chart) -> Draw:
 
 def _lines(chart: Chart) -> Draw:
     def draw(_: Figure, axes: Axes) -> None:
-        tints: dict[str, str] = {}
+        places = sorted({point[0] for series in chart.series for point in series.points})
+        measured = [series for series in chart.series if not series.published]
+        aside = 0.008 * (places[-1] - places[0])  # So that intervals at one place do not hide each other.
+        tints = {series.name: colour(number) for number, series in enumerate(measured)}
+        for number, series in enumerate(measured):
+            across = [point[0] + (number - (len(measured) - 1) / 2) * aside for point in series.points]
+            axes.errorbar(
+                across, [point[1] for point in series.points], _errors(series), color=tints[series.name], marker="o",
+                ms=4, capsize=2.5, elinewidth=0.9, label=series.name,
+            )  # fmt: skip
         for series in chart.series:
-            tint = tints.setdefault(series.name, colour(len(tints)))
-            across = [point[0] for point in series.points]
-            means = [point[1] for point in series.points]
             if series.published:
-                axes.plot(across, means, "--", color=tint, lw=1.1, marker="o", ms=3.5, mfc="white", mew=1)
-                continue
-            axes.plot(across, means, color=tint, marker="o", ms=3.5, label=series.name)
-            low, high = [point[2] for point in series.points], [point[3] for point in series.points]
-            axes.fill_between(across, low, high, color=tint, alpha=0.15, linewidth=0)
-        if any(series.published for series in chart.series):
-            axes.plot([], [], "--", color="#5b6770", lw=1.1, marker="o", ms=3.5, mfc="white", label="published")
+                points = [point[:2] for point in series.points]
+                axes.plot(*zip(*points, strict=True), "--", color=tints.get(series.name, _INK), **_OF_OTHERS)
+        if len(measured) < len(chart.series):
+            axes.plot([], [], "--", color="#5b6770", label="published", **_OF_OTHERS)
+        axes.set_xticks(places, [f"{place:g}" for place in places])
         _finish(chart, axes)
         axes.legend(loc="best")
 
