@@ -173,6 +173,7 @@ def twin_course(trace: Trace, lead_s: float, startup_s: float, worker: WorkerMod
         max_context=8192,
         ttft_s=2.0,
         tpot_s=0.1,
+        cold=True,  # As in the box, cycles begin while the first worker still starts.
         start_up=StartUp(0.0, max(0.0, startup_s - STARTUP_S), 0.0, STARTUP_S, 0.0),
         autoscaling=Autoscaling(
             (Bounds("serve", 1, 8),),
