@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 
+from penstock.autoscaler.decisions.planners import UnknownPlanner
 from penstock.autoscaler.shell.app import Autoscaler, run_until
 from penstock.autoscaler.shell.cluster import connect
 from penstock.autoscaler.shell.logs import configure
 from penstock.autoscaler.shell.settings import Settings, parse_settings
+from penstock.core.policy_files import PolicyFileError
 
 
 async def serve(settings: Settings) -> None:
@@ -21,12 +23,17 @@ async def serve(settings: Settings) -> None:
         await run_until(loop.create_task(Autoscaler(settings, api).run()), stop)
 
 
-def main() -> None:
-    """Entry point."""
+def main() -> int:
+    """Entry point; 1 where it cannot start as it was told to."""
     settings = parse_settings(sys.argv[1:], os.environ)
     configure(settings.log_level)
-    asyncio.run(serve(settings))
+    try:
+        asyncio.run(serve(settings))
+    except (PolicyFileError, UnknownPlanner) as problem:
+        print(f"penstock-autoscaler: {problem}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from penstock.autoscaler.decisions.cycle import CycleTimes
+from penstock.autoscaler.decisions.planners import find_planner
 
 __all__ = ["Autoscaling", "Bounds", "Drain", "PowerDomain", "Provisioning"]
 
@@ -103,6 +104,7 @@ class Autoscaling:
             raise ValueError(f"a cycle every {self.cycle_interval_s} s; give more than 0")
         if self.times.signal_window_s < 2 * self.times.scrape_interval_s:
             raise ValueError("the signal window must hold at least two scrapes: raise it, or lower the scrape interval")
+        find_planner(self.times.planner)
         for what, names in (
             ("bounds of pool", [bounds.pool for bounds in self.bounds]),
             ("provisioning of", [one.accelerator for one in self.provisioning]),

@@ -8,6 +8,7 @@ from penstock.autoscaler.decisions.guard import Guarded, GuardRules, guard, reme
 from penstock.autoscaler.decisions.history import History
 from penstock.autoscaler.decisions.observe import ViewRules
 from penstock.autoscaler.decisions.plan import DeploymentPlan, Plan, PlanRules, plan
+from penstock.autoscaler.decisions.planners import DEFAULT_PLANNER
 from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, DeploymentView
 
 FRESH_SCRAPES = 3
@@ -16,7 +17,7 @@ FRESH_SCRAPES = 3
 
 @dataclass(frozen=True, slots=True)
 class CycleTimes:
-    """What a user sets of a cycle's times, in seconds; the rules of its parts follow from it."""
+    """What a user sets of a cycle, times in seconds; the rules of its parts follow from it."""
 
     scrape_interval_s: float = 5.0
     signal_window_s: float = 60.0
@@ -25,6 +26,8 @@ class CycleTimes:
     """Scale-in goes no lower than the largest wish of this long (times the time scale)."""
     time_scale: float = 1.0
     """Multiplies the guard's windows, for clusters whose engines run faster or slower than real ones."""
+    planner: str = DEFAULT_PLANNER
+    """Who sizes pools."""
 
     @property
     def fresh_s(self) -> float:
@@ -41,7 +44,7 @@ class CycleTimes:
     @property
     def plan(self) -> PlanRules:
         """How plans are made."""
-        return PlanRules(max_age_s=self.fresh_s + self.scrape_interval_s)
+        return PlanRules(max_age_s=self.fresh_s + self.scrape_interval_s, planner=self.planner)
 
     @property
     def guard(self) -> GuardRules:

@@ -1,8 +1,9 @@
 """How many workers each WorkerPool should have: the plan, before the guard makes it safe.
 
-The methods stand in an ordered list and the first that has an answer acts. The last one is target tracking: every role
-of a deployment gets workers for the same forecast load, prefill and decode together, on the accelerator classes that
-serve most requests per money. At fixed class the number never falls when the load grows; over classes the planned
+The methods stand in an ordered list and the first that has an answer acts. The last but one asks a planner that was
+chosen by name, where one was (`planners`). The last one is target tracking: every role of a deployment gets workers for
+the same forecast load, prefill and decode together, on the accelerator classes that serve most requests per money. At
+fixed class the number never falls when the load grows; over classes the planned
 throughput never does.
 """
 
@@ -13,6 +14,7 @@ from enum import StrEnum
 
 from penstock.autoscaler.decisions.backlog import backlog
 from penstock.autoscaler.decisions.capacity import MARGINS, Margins, Throughput, throughput
+from penstock.autoscaler.decisions.planners import DEFAULT_PLANNER, find_planner
 from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, DeploymentView, Key, PoolView, RoleLoad
 
 _MANY = 100_000
@@ -48,6 +50,8 @@ class PlanRules:
     """Load measured longer ago is not acted on."""
     least_coverage: float = 0.9
     """Load measured on a smaller share of the workers never takes workers away."""
+    planner: str = DEFAULT_PLANNER
+    """Who sizes pools whose load and speed are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +134,23 @@ def _without_profile(view: DeploymentView, rules: PlanRules) -> DeploymentPlan |
     return None
 
 
+def _chosen_planner(view: DeploymentView, rules: PlanRules) -> DeploymentPlan | None:
+    """What a planner of that name says.
+
+    Its numbers are its own; what the guard goes by (the load, how sure that is, what a worker serves) is measured here.
+    """
+    planner = find_planner(rules.planner)
+    answer = None if planner is None else planner.plan(view, rules)
+    if answer is None:
+        return None
+    speeds = _speeds(view, rules)
+    needs = _needs(view, rules, speeds)
+    targets = {name: Target(target.replicas, _rate(speeds.get(name))) for name, target in answer.targets.items()}
+    return replace(answer, targets=targets, needs=needs, why=_why(view, targets, needs), certain=_certain(view, rules))
+
+
 def _target_tracking(view: DeploymentView, rules: PlanRules) -> DeploymentPlan | None:
-    assert view.mix is not None
-    speeds = {
-        pool.name: throughput(pool.role, pool.worker, view.mix, view.objectives, rules.margins)
-        for pool in view.pools
-        if pool.worker is not None
-    }
+    speeds = _speeds(view, rules)
     needs = _needs(view, rules, speeds)
     counts: dict[str, int] = {}
     runners: list[str] = []
@@ -157,8 +171,18 @@ def _target_tracking(view: DeploymentView, rules: PlanRules) -> DeploymentPlan |
     )
 
 
-METHODS: tuple[_Method, ...] = (_switched_off, _without_data, _without_profile, _target_tracking)
+METHODS: tuple[_Method, ...] = (_switched_off, _without_data, _without_profile, _chosen_planner, _target_tracking)
 """In order; the first one that has an answer acts."""
+
+
+def _speeds(view: DeploymentView, rules: PlanRules) -> dict[str, Throughput]:
+    """What one worker of each pool serves; pools without a profile are left out."""
+    assert view.mix is not None
+    return {
+        pool.name: throughput(pool.role, pool.worker, view.mix, view.objectives, rules.margins)
+        for pool in view.pools
+        if pool.worker is not None
+    }
 
 
 def _hold(view: DeploymentView, why: Why, reason: str) -> DeploymentPlan:

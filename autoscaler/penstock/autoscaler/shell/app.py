@@ -10,12 +10,14 @@ from collections.abc import Iterable, Sequence
 from kubernetes_asyncio.client import ApiClient
 from penstock.autoscaler.decisions import Rules, WorkerHistory, aggregate
 from penstock.autoscaler.decisions.cycle import CycleTimes
+from penstock.autoscaler.decisions.planners import find_planner
 from penstock.autoscaler.shell.cluster import ClusterView
 from penstock.autoscaler.shell.export import DeploymentState, PoolState, SignalCollector, Snapshot, WorkerCounts
 from penstock.autoscaler.shell.kube import Kube
 from penstock.autoscaler.shell.leader import Leader
 from penstock.autoscaler.shell.limits_metrics import LimitsCollector
 from penstock.autoscaler.shell.objects import Pool, PoolKey, Worker
+from penstock.autoscaler.shell.policy_files import PlannerCollector, load_planners
 from penstock.autoscaler.shell.scaling import Scaling
 from penstock.autoscaler.shell.scaling_metrics import ScalingCollector
 from penstock.autoscaler.shell.scraper import Scraper
@@ -35,6 +37,8 @@ class Autoscaler:
 
     def __init__(self, settings: Settings, api: ApiClient) -> None:
         self._settings = settings
+        self._planner_errors = load_planners(settings.policy_files)
+        find_planner(settings.planner)
         times = cycle_times(settings)
         self._rules = Rules(settings.signal_window_s, times.fresh_s)
         self._dirty = asyncio.Event()
@@ -63,6 +67,7 @@ class Autoscaler:
         for each in (
             self.collector,
             ScalingCollector(self.scaling),
+            PlannerCollector(self._planner_errors),
             LimitsCollector(self.scaling),
             PROCESS_COLLECTOR,
             PLATFORM_COLLECTOR,
@@ -123,7 +128,11 @@ class Autoscaler:
 def cycle_times(settings: Settings) -> CycleTimes:
     """The times of a cycle, from the settings."""
     return CycleTimes(
-        settings.scrape_interval_s, settings.signal_window_s, settings.scale_in_window_s, settings.time_scale
+        settings.scrape_interval_s,
+        settings.signal_window_s,
+        settings.scale_in_window_s,
+        settings.time_scale,
+        settings.planner,
     )
 
 

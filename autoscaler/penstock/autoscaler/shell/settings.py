@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.api.quantities import parse_duration
+from penstock.autoscaler.decisions.planners import DEFAULT_PLANNER
 
 _PREFIX = "PENSTOCK_"
 
@@ -41,6 +42,10 @@ class Settings:
     log_level: str = "info"
     record: str = ""
     """Folder that every cycle is recorded in; empty: none is."""
+    planner: str = DEFAULT_PLANNER
+    """Who sizes pools whose load and speed are known."""
+    policy_files: tuple[str, ...] = ()
+    """Python files that bring planners."""
 
 
 def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -72,6 +77,8 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     flag("metrics-port", _port, str(default.metrics_port), "port of /metrics")
     flag("log-level", _level, default.log_level, "debug, info, warning or error")
     flag("record", str, default.record, "folder to record every cycle in, 32 MiB at most; empty records none")
+    flag("planner", str, default.planner, "who sizes pools: TargetTracking, or a planner that --policy-file brings")
+    flag("policy-file", _names, "", "Python files that bring planners, with commas between")
     given = parser.parse_args(arguments)
     if given.signal_window < 2 * given.scrape_interval:
         parser.error("--signal-window must hold at least two scrapes: raise it, or lower --scrape-interval")
@@ -92,6 +99,8 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         metrics_port=given.metrics_port,
         log_level=given.log_level,
         record=given.record,
+        planner=given.planner,
+        policy_files=given.policy_file,
     )
 
 

@@ -81,6 +81,7 @@ class AutoscalerForm(Form):
     signal_window: Annotated[Seconds, Field(gt=0)] = _TIMES.signal_window_s
     scale_in_window: Seconds = _TIMES.scale_in_window_s
     time_scale: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    planner: str = _TIMES.planner
     budget: BudgetForm = BudgetForm()
     provisioning: tuple[ProvisioningForm, ...] = ()
     drain: DrainForm = DrainForm()
@@ -93,7 +94,9 @@ class AutoscalerForm(Form):
 
     def build(self) -> Autoscaling:
         """The rules."""
-        times = CycleTimes(self.scrape_interval, self.signal_window, self.scale_in_window, self.time_scale)
+        times = CycleTimes(
+            self.scrape_interval, self.signal_window, self.scale_in_window, self.time_scale, self.planner
+        )
         return Autoscaling(
             bounds=tuple(pool.build() for pool in self.pools),
             mode=self.mode,
