@@ -304,6 +304,11 @@ def test_the_report_tells_what_was_done(scenario: Scenario) -> None:
     told = make_report(result, ttft_s=2.0, tpot_s=0.1).run["scaling"]
     assert [change["after"] for change in told["changes"]] == [change.after for change in result.scaling.changes]
     assert all(change["why"].startswith("scaled serve from ") for change in told["changes"])
+    assert [look["at_s"] for look in told["looks"]] == [look.at_s for look in result.scaling.looks]
+    many = replace(result, scaling=replace(result.scaling, looks=result.scaling.looks * 50))
+    thinned = make_report(many, ttft_s=2.0, tpot_s=0.1).run["scaling"]["looks"]
+    assert 200 <= len(thinned) <= 400
+    assert thinned[-1] == told["looks"][-1]
     assert told["most_accelerators"] == max(sum(look.pods) for look in result.scaling.looks)
 
 

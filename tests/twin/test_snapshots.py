@@ -158,3 +158,10 @@ def test_a_ring_never_outgrows_its_bound(tmp_path: Path) -> None:
     assert len(kept) > 500
     Ring(str(tmp_path), "picks").close()
     assert (tmp_path / "picks.before.jsonl").read_bytes() in kept
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(OSError, match="name a folder that can be written"):
+        Ring(str(file), "picks")

@@ -69,12 +69,18 @@ class Ring:
     """
 
     def __init__(self, folder: str, name: str, most_bytes: int = RING_BYTES) -> None:
-        """Begin a new file; what an earlier process wrote becomes the one before. Raises OSError."""
+        """Begin a new file; what an earlier process wrote becomes the one before. Raises OSError, with what to do."""
         self._path, self._before = Path(folder, f"{name}.jsonl"), Path(folder, f"{name}.before.jsonl")
         self._half, self._size = most_bytes // 2, 0
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] | None = None
-        self._turn()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._turn()
+        except OSError as error:
+            raise OSError(
+                f"nothing can be recorded in {folder!r} ({error.strerror}): name a folder that can be written, or "
+                "record nothing"
+            ) from None
 
     def append(self, line: bytes) -> None:
         """Write one line; one that is larger than half the bound is left out."""

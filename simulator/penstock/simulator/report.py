@@ -6,7 +6,7 @@ In the replay's form, so that both can be laid side by side; what only the twin 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +16,13 @@ from penstock.simulator.figures import Seen, attainment_curve, groups, intervals
 from penstock.simulator.outcomes import Outcomes
 
 if TYPE_CHECKING:
+    from penstock.simulator.scaling import Scaled
     from penstock.simulator.twin import Result
     from penstock.simulator.worker import TwinWorker
 
 __all__ = ["ClassUse", "Resources", "account", "make_report"]
+
+_MOST_LOOKS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,18 @@ def make_report(result: Result, *, ttft_s: float, tpot_s: float, run: dict[str, 
         "quantiles": quantiles(seen),
         "attainment_by_scale": [asdict(point) for point in attainment_curve(seen, ttft_s, tpot_s)],
         "timeline": [asdict(one) for one in intervals(seen, result.timeline, ttft_s, tpot_s)],
-        **({} if result.scaling is None else {"scaling": asdict(result.scaling)}),
+        **({} if result.scaling is None else {"scaling": _scaling(result.scaling)}),
         **({"power": [asdict(use) for use in result.power]} if result.power else {}),
         "tenants": {name: asdict(one) for name, one in groups(seen, "tenant", ttft_s, tpot_s).items()},
         "models": {name: asdict(one) for name, one in groups(seen, "model", ttft_s, tpot_s).items()},
     }
     return _summarise(seen, ttft_s, tpot_s, facts)
+
+
+def _scaling(scaled: Scaled) -> dict[str, Any]:
+    """With some hundred looks at most, evenly chosen, the last one among them; every change is told."""
+    step = max(1, -(-len(scaled.looks) // _MOST_LOOKS))
+    return asdict(replace(scaled, looks=scaled.looks[::-1][::step][::-1]))
 
 
 def _summarise(seen: Seen, ttft_s: float, tpot_s: float, run: dict[str, Any]) -> Report:
