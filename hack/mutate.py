@@ -68,6 +68,7 @@ TARGETS = {
             "tests/autoscaler/test_guard.py",
             "tests/autoscaler/test_guard_memory.py",
             "tests/autoscaler/test_budgets.py",
+            "tests/autoscaler/test_guard_class_machine.py",
             "tests/autoscaler/test_guard_machine.py",
         ),
     ),
