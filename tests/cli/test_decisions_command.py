@@ -38,7 +38,7 @@ def test_what_comes_out_otherwise_is_shown(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["decide-again", str(file)])
     assert done.exit_code == 1
     assert "Pick: 3 the same, 1 different" in done.output
-    assert "line 4" in done.output
+    assert "line 4\n    Pick.decode: " in done.output
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 DIFFERENT = 1
 UNREADABLE = 2
-_SHOWN = 400
+_SHOWN = 160
 
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="picks.jsonl, cycles.jsonl, or those before.")]
 
@@ -44,5 +44,6 @@ def _show(console: Console, file: Path, replayed: Replayed) -> None:
     console.print(f"{file}: {counts or 'no records'}", highlight=False, markup=False, soft_wrap=True)
     for difference in replayed.differences:
         console.print(f"  line {difference.line}", highlight=False)
-        for word, text in (("recorded", difference.recorded), ("again", difference.again)):
-            console.print(f"    {word:8} {text[:_SHOWN]}", highlight=False, markup=False, soft_wrap=True)
+        for place in difference.places:
+            said = f"{place.path}: {place.recorded[:_SHOWN]} is now {place.again[:_SHOWN]}"
+            console.print(f"    {said}", highlight=False, markup=False, soft_wrap=True)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 from penstock.autoscaler.decisions import records as cycles
 from penstock.core.records import RecordError, read_record, write_record
 from penstock.router.decisions import records as picks
 
-__all__ = ["Difference", "Replayed", "replay_records"]
+__all__ = ["Difference", "Place", "Replayed", "replay_records"]
 
 _AGAIN = {picks.KIND: picks.again, cycles.KIND: cycles.again}
-_MOST_DIFFERENCES = 20
+_MOST_DIFFERENCES, _MOST_PLACES = 20, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One value that came out otherwise; JSON, `null` where there is none."""
+
+    path: str
+    recorded: str
+    again: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,8 @@ class Difference:
     recorded: str
     """JSON."""
     again: str
+    places: tuple[Place, ...] = ()
+    """Where they differ: the first of them."""
 
 
 @dataclass(slots=True)
@@ -71,4 +85,23 @@ def _replay(line: bytes, number: int, replayed: Replayed) -> None:
         return
     replayed.different[kind] += 1
     if len(replayed.differences) < _MOST_DIFFERENCES:
-        replayed.differences.append(Difference(number, kind, recorded.decode().strip(), made.decode().strip()))
+        places = tuple(islice(_places(json.loads(recorded), json.loads(made), ""), _MOST_PLACES))
+        replayed.differences.append(Difference(number, kind, recorded.decode().strip(), made.decode().strip(), places))
+
+
+def _places(recorded: Any, made: Any, path: str) -> Iterator[Place]:
+    """Every value in which two answers differ."""
+    if type(recorded) is type(made) and isinstance(recorded, dict | list):
+        for key in _keys(recorded, made):
+            inner = f"{path}.{key}" if isinstance(recorded, dict) else f"{path}[{key}]"
+            yield from _places(_value(recorded, key), _value(made, key), inner)
+    elif json.dumps(recorded) != json.dumps(made):
+        yield Place(path.removeprefix(".answer."), json.dumps(recorded), json.dumps(made))
+
+
+def _keys(one: Any, other: Any) -> Iterable[Any]:
+    return {**one, **other} if isinstance(one, dict) else range(max(len(one), len(other)))
+
+
+def _value(holder: Any, key: Any) -> Any:
+    return holder.get(key) if isinstance(holder, dict) else (holder[key] if key < len(holder) else None)
