@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 from penstock.cli import box as box_verbs
+from penstock.cli import lab as lab_verbs
 from penstock.cli import profile as profile_verbs
 from penstock.cli.decisions import decide_again
 from penstock.cli.explain import explain
@@ -33,6 +34,7 @@ app.command()(explain)
 app.command()(replay)
 app.command()(plan)
 app.add_typer(profile_verbs.app)
+app.add_typer(lab_verbs.app)
 app.command("simulate")(simulate_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
