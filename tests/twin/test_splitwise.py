@@ -193,9 +193,12 @@ def ratios(table: dict[str, list[float]]) -> dict[str, tuple[float, float, float
 
 def record(machines: dict[str, Machines], table: dict[str, list[float]]) -> Record:
     """What the page shows."""
-    figures = []
+    figures, left = [], []
     for pair, band in (SETUP["bands"] | SETUP["reports"]).items():
         one, other = pair.split("/")
+        if not {one, other} <= set(table):
+            left.append(f"{one} over {other}")
+            continue
         figures.append(
             Figure(
                 name=f"load borne, {one} over {other}",
@@ -211,7 +214,7 @@ def record(machines: dict[str, Machines], table: dict[str, list[float]]) -> Reco
         across="prompt + token machines", labels=tuple(f"{name}\n{places[name]}" for name in table),
         series=(Series.of("capacity", [(float(at), values) for at, values in enumerate(table.values())]),),
     )  # fmt: skip
-    return Record(name="splitwise", seeds=tuple(SETUP["seeds"]), figures=tuple(figures), chart=chart)
+    return Record(name="splitwise", seeds=tuple(SETUP["seeds"]), figures=tuple(figures), left=tuple(left), chart=chart)
 
 
 def find_all(seeds: list[int]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def verdict_of(statement: Statement, record: Record | None) -> str:
         return NOT_RUN
     if record.holds is None:
         return "measured"
+    if record.left and record.holds:
+        return "holds as far as it was run"
     if statement.kind is Kind.GATE:
         return "holds" if record.holds else "misses"
     return "as expected" if record.holds else "outside the expected range"
@@ -75,6 +77,8 @@ def _section(statement: Statement, record: Record | None, root: str | None) -> s
         lines.append(_figures(record))
         if record.checks:
             lines.append("\n".join(f"- {one.says}: **{'yes' if one.holds else 'no'}**" for one in record.checks))
+    if record is not None and record.left:
+        lines.append(f"Not run: {'; '.join(record.left)}.")
     lines += statement.reading
     lines.append("What differs from the source:\n\n" + "\n".join(f"- {one}" for one in statement.differs))
     if record is not None and record.shifts:
@@ -102,18 +106,18 @@ def _ours(figure: Figure) -> str:
 
 
 def _sensitivity(record: Record) -> str:
-    """A row for each constant, a column for each figure and factor; in the first row what it is unchanged."""
+    """A row for each constant and factor, a column for each figure; the first row is the same seeds as they are."""
     figures = list(dict.fromkeys(shift.figure for shift in record.shifts))
-    factors = sorted({shift.factor for shift in record.shifts})
-    found = {(shift.constant, shift.figure, shift.factor): shift for shift in record.shifts}
+    found = {(shift.constant, shift.factor, shift.figure): shift for shift in record.shifts}
     known = {one.name: one for one in record.figures}
-    heads = ["one constant changed", *(f"{name}, x{factor:g}" for name in figures for factor in factors)]
-    rows = [("(none)", *(digits(known[name].spread[0]) for name in figures for _ in factors))]
-    for constant in dict.fromkeys(shift.constant for shift in record.shifts):
-        cells = [_shifted(found.get((constant, name, factor))) for name in figures for factor in factors]
-        rows.append((constant, *cells))
-    seeds = ", ".join(map(str, record.shift_seeds))
-    return f"What it rests on: one assumed constant at a time, seeds {seeds}.\n\n" + _table(tuple(heads), rows)
+    usual = [known[name].values for name in figures]
+    places = [record.seeds.index(seed) for seed in record.shift_seeds]
+    rows = [("as it is", "", *(digits(sum(values[at] for at in places) / len(places)) for values in usual))]
+    for constant, factor in dict.fromkeys((shift.constant, shift.factor) for shift in record.shifts):
+        rows.append((constant, f"{factor:g}", *(_shifted(found.get((constant, factor, name))) for name in figures)))
+    seeds = ("seeds " if len(places) > 1 else "seed ") + ", ".join(map(str, record.shift_seeds))
+    said = f"What it rests on: one assumed constant at a time times a factor, {seeds}, means.\n\n"
+    return said + _table(("constant", "times", *figures), rows)
 
 
 def _shifted(shift: Shift | None) -> str:

@@ -35,8 +35,8 @@ class Band(_Form):
 
     def __str__(self) -> str:
         if self.low is not None and self.high is not None:
-            return f"{digits(self.low)} to {digits(self.high)}"
-        return f"at least {digits(self.low)}" if self.low is not None else f"below {digits(self.high or 0.0)}"
+            return f"{self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if self.low is not None else f"below {self.high or 0.0:g}"
 
 
 class Figure(_Form):
@@ -126,6 +126,8 @@ class Record(_Form):
     seeds: tuple[int, ...]
     figures: tuple[Figure, ...]
     checks: tuple[Check, ...] = ()
+    left: tuple[str, ...] = ()
+    """What the set-up asks for and was not run."""
     shifts: tuple[Shift, ...] = ()
     shift_seeds: tuple[int, ...] = ()
     chart: Chart
