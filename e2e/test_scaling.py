@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 
 import pytest
@@ -301,3 +302,63 @@ def fault(cluster: Cluster, text: str) -> None:
     for pod in cluster.ready_workers(NAME):
         path = f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}:8000/proxy/faults"
         cluster.kubectl("create", "--raw", path, "-f", "-", stdin=text)
+
+
+RISING_STEPS = ((20.0, 1), (60.0, 5))
+ENOUGH = 4
+"""Workers of `TOGETHER` that 5x needs at least: one serves 1.5x within the objectives."""
+
+
+@pytest.mark.box
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shape", [TOGETHER], ids=["together"], indirect=True)
+def test_a_scale_out_goes_on_when_the_autoscaler_is_killed(cluster: Cluster, shape: Shape) -> None:
+    """Killed on the first step of a rise: what was asked for stays so, and the next process asks for the rest."""
+    (pool,) = shape.worker_pools
+
+    def wanted() -> int:
+        return int(cluster.get("wpool", pool)["spec"]["replicas"])
+
+    with (
+        watching(cluster, shape.worker_pools) as watcher,
+        load(cluster, requests(shape, RISING_STEPS), MODEL) as running,
+    ):
+        wait_for("the first worker is added", lambda: wanted() > LEAST, 90, every=0.1)
+        (victim,) = autoscalers(cluster)
+        before, killed_at = wanted(), time.monotonic()
+        assert cluster.kill_pod_process(victim, "penstock.autoscaler") == 1
+        assert before < ENOUGH, f"{before} workers were wanted at once: nothing was left to ask for"
+        told = recommendation(cluster)
+        wait_for("the lease is held again", lambda: renewed_since(cluster, killed_at), 60, every=0.2)
+        held_s = time.monotonic() - killed_at
+        wait_for("the next process knows the load", lambda: planned_anew(cluster, told), 60, every=0.2)
+        planned_s = time.monotonic() - killed_at
+        wait_for("it asks for what the load needs", lambda: wanted() >= ENOUGH, 90)
+        counts = [count for _, (count,), _, _ in watcher.looks]
+    print(f"killed at {before} workers: lease held again after {held_s:.1f} s, a plan by load after {planned_s:.1f} s")
+    assert all(o.verdict is Verdict.COMPLETED for o in running.outcomes()), describe(running.outcomes())
+    assert all(after >= before for before, after in pairwise(counts)), f"a worker was taken away as load rose: {counts}"
+    assert max(held for _, _, _, held in watcher.looks) <= shape.budget
+    assert sum(int(s["restartCount"]) for p in autoscalers(cluster) for s in p["status"]["containerStatuses"]) >= 1
+
+
+def recommendation(cluster: Cluster) -> Object:
+    """What the autoscaler said last of the deployment."""
+    return dict(cluster.get("mdep", NAME).get("status", {}).get("recommendation", {}))
+
+
+def planned_anew(cluster: Cluster, before: Object) -> bool:
+    """Whether something else is recommended than by the process before, and by a load that was measured."""
+    now = recommendation(cluster)
+    return now != before and now.get("why") in ("Load", "AtLeast", "AtMost")
+
+
+def autoscalers(cluster: Cluster) -> list[Object]:
+    pods = cluster.items("pods", "-n", SYSTEM, "-l", "app.kubernetes.io/component=autoscaler")
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
+def renewed_since(cluster: Cluster, killed_at: float) -> bool:
+    """Whether somebody has renewed the Lease later than that time of the monotonic clock, a kill."""
+    renewed = datetime.fromisoformat(cluster.get("lease", "penstock-autoscaler", "-n", SYSTEM)["spec"]["renewTime"])
+    return time.time() - renewed.timestamp() < time.monotonic() - killed_at - 0.1

@@ -122,6 +122,7 @@ def test_a_role_without_a_ready_worker_is_coming_up() -> None:
         (900.0, {}, True),
         (900.0, {"why": Why.UNUSED, "needs": {}}, True),
         (900.0, {"needs": {"PrefillDecode": 0.1}}, False),
+        (900.0, {"needs": {"PrefillDecode": 0.0, "Decode": 0.1}}, False),
         (900.0, {"why": Why.UNMEASURED, "needs": {}}, False),
         (900.0, {"why": Why.OFF}, False),
         (None, {}, False),
