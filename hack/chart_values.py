@@ -14,6 +14,7 @@ Duration = Annotated[str, StringConstraints(pattern=DURATION_PATTERN)]
 Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+PolicyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9]{0,62}$")]
 KubernetesObject = dict[str, Any]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -126,6 +127,8 @@ class Router(Role):
     """Time running requests have to finish when a router pod goes."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1073741824)] = 16777216
     """Largest request body; larger is answered 413."""
+    policy_files: dict[PolicyName, str] = Field(default_factory=dict, json_schema_extra={"additionalProperties": False})
+    """Policies of your own: each one's name, and the text of the Python file that brings it; it runs in the router."""
     service: Service = Field(default_factory=Service)
     """The Service clients reach the gateway by."""
     grpc: Grpc = Field(default_factory=Grpc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,22 @@ def test_the_operator_is_told_the_sidecars_image(helm: Path) -> None:
         "--sidecar-image=mirror.example.org/team/penstock/sidecar:1.2.3"
     ]
     assert told("--set", "sidecar.enabled=false") == ["--sidecar-image="]
+
+
+def test_policy_files_are_mounted_named_to_the_router_and_known_to_the_operator(helm: Path) -> None:
+    source = "class Mine:\n    name = 'Mine'  # {{ no template }}\n"
+    objects = rendered(helm, "--set-json", f"router.policyFiles={json.dumps({'Mine': source})}")
+    assert of_kind(objects, "ConfigMap")["penstock-router-policies"]["data"] == {"Mine.py": source}
+    deployments = of_kind(objects, "Deployment")
+    router, plain = deployments["penstock-router"], of_kind(rendered(helm), "Deployment")["penstock-router"]
+    assert "--policy-file=Mine=/etc/penstock/policies/Mine.py" in container(router)["args"]
+    assert {"name": "policies", "mountPath": "/etc/penstock/policies", "readOnly": True} in container(router)[
+        "volumeMounts"
+    ]
+    assert "--routing-policies=Mine" in container(deployments["penstock-operator"])["args"]
+    assert "penstock.dev/policy-files" in router["spec"]["template"]["metadata"]["annotations"]
+    assert not any(flag.startswith("--policy-file") for flag in container(plain)["args"])
+    assert "penstock-router-policies" not in of_kind(rendered(helm), "ConfigMap")
 
 
 def test_nobody_may_touch_secrets_or_everything(helm: Path) -> None:

@@ -46,6 +46,7 @@ class World:
     refusals: dict[str, str] = field(default_factory=dict)
     drained: bool = False
     sidecar_image: str = ""
+    more_policies: frozenset[str] = frozenset()
     services: dict[str, str] = field(default_factory=dict)
     """What the operator remembers of the Services it applied."""
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -154,6 +155,7 @@ class World:
             refusals=dict(self.refusals),
             drain_current=self.drained,
             sidecar_image=self.sidecar_image,
+            more_policies=self.more_policies,
             services=dict(self.services),
         )
 

@@ -91,6 +91,16 @@ def test_unknown_model_names_near_ones_and_the_ways_out(world):
     assert "meta-llama/Llama-3.1-8B-Instruct" in message and "model.architecture.name" in message
 
 
+def test_a_policy_is_known_when_it_ships_or_the_routers_have_it_from_a_file(world):
+    world.deploy(routing={"policy": "Mine"})
+    reason, message = refusal(world)
+    assert reason == "UnknownRoutingPolicy" and "KVAware" in message and "Yours" not in message
+    world.more_policies = frozenset({"Yours", "KVAware"})
+    assert refusal(world)[1].count("KVAware") == 1 and "Yours" in refusal(world)[1]
+    world.more_policies = frozenset({"Mine"})
+    assert plan(world).pools
+
+
 def test_unknown_architecture(world):
     world.deploy(model={"name": "ours", "architecture": {"name": "llama-3.1-9b"}})
     assert refusal(world)[0] == "UnknownModel"

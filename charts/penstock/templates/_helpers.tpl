@@ -80,8 +80,16 @@ spec:
         {{- with $role.podLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
-      {{- with $role.podAnnotations }}
-      annotations: {{- toYaml . | nindent 8 }}
+      {{- $policies := .policyFiles | default dict }}
+      {{- if or $role.podAnnotations $policies }}
+      annotations:
+        {{- with $role.podAnnotations }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+        {{- if $policies }}
+        # Files are read at the start only: another file is another pod.
+        penstock.dev/policy-files: {{ $policies | toJson | sha256sum | trunc 16 | quote }}
+        {{- end }}
       {{- end }}
     spec:
       serviceAccountName: {{ include "penstock.name" . }}
@@ -158,6 +166,9 @@ spec:
             {{- range .secrets }}
             - {name: {{ .name }}, mountPath: /etc/penstock/{{ .name }}, readOnly: true}
             {{- end }}
+            {{- if $policies }}
+            - {name: policies, mountPath: /etc/penstock/policies, readOnly: true}
+            {{- end }}
       volumes:
         - name: tmp
           emptyDir: {sizeLimit: 64Mi}
@@ -165,6 +176,23 @@ spec:
         - name: {{ .name }}
           secret: {secretName: {{ .secret }}}
         {{- end }}
+        {{- if $policies }}
+        - name: policies
+          configMap: {name: {{ include "penstock.name" . }}-policies}
+        {{- end }}
+{{- if $policies }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ include "penstock.name" . }}-policies
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "penstock.labels" . | nindent 4 }}
+data:
+  {{- range $name, $text := $policies }}
+  {{ $name }}.py: {{ $text | toJson }}
+  {{- end }}
+{{- end }}
 {{- end -}}
 
 {{/*

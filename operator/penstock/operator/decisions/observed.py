@@ -174,5 +174,7 @@ class Observed:
     """Base address of the OpenAI endpoint; empty where the operator was not told."""
     sidecar_image: str = ""
     """Image of the P/D sidecar for decode workers; empty: they get none."""
+    more_policies: frozenset[str] = frozenset()
+    """Routing policies that the release's routers have from files, beside those that ship."""
     services: Mapping[str, str] = field(default_factory=dict)
     """Services known to be in place: name to digest of what was applied."""

@@ -90,7 +90,7 @@ def make_plan(seen: Observed) -> Plan:
     """The plan of an observed deployment. Raises `Refusal` where its spec makes no sense in this cluster."""
     spec = _readable(seen)
     _check_name(seen)
-    _check_policy(spec)
+    _check_policy(seen, spec)
     engine = resolve_engine(spec, seen.cluster.engines)
     model = architecture_of(spec)
     pools: list[PoolPlan] = []
@@ -122,11 +122,12 @@ def _check_name(seen: Observed) -> None:
         )
 
 
-def _check_policy(spec: ModelDeploymentSpec) -> None:
-    if spec.routing.policy not in POLICIES:
+def _check_policy(seen: Observed, spec: ModelDeploymentSpec) -> None:
+    there = (*POLICIES, *sorted(seen.more_policies - POLICIES.keys()))
+    if spec.routing.policy not in there:
         raise Refusal(
             Reason.UNKNOWN_ROUTING_POLICY,
-            f"routing.policy {spec.routing.policy!r} names no policy of the router; there are: {names(POLICIES)}",
+            f"routing.policy {spec.routing.policy!r} names no policy of the router; there are: {names(there)}",
         )
 
 

@@ -57,6 +57,7 @@ class Operator:
             holds=self._holds,
             endpoint=settings.endpoint,
             sidecar_image=settings.sidecar_image,
+            more_policies=settings.routing_policies,
         )
         self._elected = self._leader.elected if settings.leader_election else asyncio.Event()
 

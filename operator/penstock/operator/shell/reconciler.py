@@ -67,6 +67,7 @@ class Reconciler:
         holds: Callable[[], bool],
         endpoint: str = "",
         sidecar_image: str = "",
+        more_policies: frozenset[str] = frozenset(),
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._kube = kube
@@ -77,6 +78,7 @@ class Reconciler:
         self._holds = holds
         self._endpoint = endpoint
         self._sidecar_image = sidecar_image
+        self._more_policies = more_policies
         self._wall = wall
         self._memory: dict[Key, _Memory] = {}
 
@@ -142,6 +144,7 @@ class Reconciler:
             drain=fresh,
             endpoint=self._endpoint,
             sidecar_image=self._sidecar_image,
+            more_policies=self._more_policies,
             services={name: what for name, (_, what) in memory.services.items()},
         )
 

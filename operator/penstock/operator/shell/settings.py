@@ -31,6 +31,8 @@ class Settings:
     """Base address of the OpenAI endpoint, to be shown in status; empty: not shown."""
     sidecar_image: str
     """Image of the P/D sidecar that decode workers get; empty: none."""
+    routing_policies: frozenset[str]
+    """Policies that routers have from files, beside those that ship."""
     identity: str
     log_level: str
 
@@ -64,6 +66,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     parser.add_argument(
         "--sidecar-image", default=default("sidecar-image", ""), help="P/D sidecar of decode workers; empty: none"
     )
+    parser.add_argument(
+        "--routing-policies",
+        default=default("routing-policies", ""),
+        help="comma-separated policies that the routers have from files, beside those that ship",
+    )
     parser.add_argument("--log-level", choices=LEVELS, default=default("log-level", "info"))
     given = parser.parse_args(arguments)
     if given.workers < 1:
@@ -78,6 +85,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         workers=given.workers,
         endpoint=given.endpoint,
         sidecar_image=given.sidecar_image,
+        routing_policies=frozenset(name.strip() for name in given.routing_policies.split(",") if name.strip()),
         identity=identity,
         log_level=given.log_level,
     )

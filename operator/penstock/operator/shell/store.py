@@ -133,6 +133,7 @@ class Store:
         drain: bool,
         endpoint: str,
         sidecar_image: str = "",
+        more_policies: frozenset[str] = frozenset(),
         services: Mapping[str, str] | None = None,
     ) -> Observed | None:
         """Everything one reconcile may know; None where the deployment is gone."""
@@ -157,6 +158,7 @@ class Store:
             drain_current=drain,
             endpoint=endpoint,
             sidecar_image=sidecar_image,
+            more_policies=more_policies,
             services=services or {},
         )
 
