@@ -211,6 +211,16 @@ def test_the_page_says_what_missed_and_what_was_not_run() -> None:
     assert f"Gate: {NOT_RUN}" in page.split("## Mooncake")[1]
 
 
+def test_a_gate_that_was_run_in_part_does_not_hold_yet() -> None:
+    statements = read_statements()
+    good, bad = figure(2.0, 2.1, low=1.0, high=3.0), figure(9.0, 9.1, low=1.0, high=3.0)
+    part = made(good).model_copy(update={"left": ("3 of 5 seeds",)})
+    assert verdict_of(statements.find("sarathi"), made(good)) == "holds"
+    assert verdict_of(statements.find("sarathi"), part) == "run in part"
+    assert verdict_of(statements.find("sarathi"), part.model_copy(update={"figures": (bad,)})) == "misses"
+    assert "Not run: 3 of 5 seeds." in render_page(statements, {"sarathi": part}, None)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -208,13 +208,16 @@ def record(machines: dict[str, Machines], table: dict[str, list[float]]) -> Reco
                 judged=pair in SETUP["bands"],
             )
         )
+    seeds = SETUP["seeds"][: min(map(len, table.values()))]
+    if len(seeds) < len(SETUP["seeds"]):
+        left.append(f"{len(SETUP['seeds']) - len(seeds)} of {len(SETUP['seeds'])} seeds")
     places = {name: " + ".join(str(count) for count in machines[name] if count) for name in table}
     chart = Chart(
         kind=ChartKind.BARS, title="Load borne at equal power", up="requests a second",
         across="prompt + token machines", labels=tuple(f"{name}\n{places[name]}" for name in table),
         series=(Series.of("capacity", [(float(at), values) for at, values in enumerate(table.values())]),),
     )  # fmt: skip
-    return Record(name="splitwise", seeds=tuple(SETUP["seeds"]), figures=tuple(figures), left=tuple(left), chart=chart)
+    return Record(name="splitwise", seeds=tuple(seeds), figures=tuple(figures), left=tuple(left), chart=chart)
 
 
 def find_all(seeds: list[int]) -> dict[str, Any]:

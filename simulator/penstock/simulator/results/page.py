@@ -39,7 +39,7 @@ def verdict_of(statement: Statement, record: Record | None) -> str:
     if record.holds is None:
         return "measured"
     if record.left and record.holds:
-        return "holds as far as it was run"
+        return "run in part"
     if statement.kind is Kind.GATE:
         return "holds" if record.holds else "misses"
     return "as expected" if record.holds else "outside the expected range"
