@@ -104,6 +104,15 @@ def test_one_outlier_bends_no_slope() -> None:
     assert slope(series(*[5.0] * 10, 50.0, *[5.0] * 10)) == 0.0
 
 
+def test_a_step_is_taken_for_what_the_short_look_says_with_its_doubt() -> None:
+    level, upper = at(slow=4.0, recent=16.0)
+    assert level == 16.0
+    # One standard deviation of what 15 s of independent arrivals do, at the 90 % quantile.
+    assert upper == pytest.approx(16.0 + 1.2816 * (16.0 / 15.0) ** 0.5, rel=1e-3)
+    # Two deviations above are no step: one is taken off.
+    assert at(slow=4.0, recent=5.3)[0] == pytest.approx(5.3 - (5.3 / 15.0) ** 0.5)
+
+
 @given(st.floats(0, 1e4), st.floats(0, 1e4), st.floats(1, 10))
 def test_more_load_never_means_a_lower_forecast(slow: float, recent: float, factor: float) -> None:
     quiet = series(*[slow] * 10)

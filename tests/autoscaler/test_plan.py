@@ -77,9 +77,9 @@ def needed(of: PoolView, **at: float) -> float:
     return planned(view(of, loads={"PrefillDecode": load(**at)})).needs["PrefillDecode"]
 
 
-def test_what_will_wait_is_worked_off_within_a_start_up() -> None:
+def test_what_will_wait_is_worked_off_within_half_a_start_up() -> None:
     nobody = pool(startup_s=30.0, pods=Pods(starting=0))
-    assert needed(nobody, rate=4.0, waiting=120.0) == 4.0 + (120.0 + 4.0 * 30.0) / 30.0
+    assert needed(nobody, rate=4.0, waiting=120.0) == 4.0 + (120.0 + 4.0 * 30.0) / 15.0
     brief = replace(nobody, startup_s=1.0)
     assert needed(brief, rate=4.0, waiting=120.0) == pytest.approx(4.0 + (120.0 + 4.0) / RULES.drain_s)
 
@@ -87,7 +87,7 @@ def test_what_will_wait_is_worked_off_within_a_start_up() -> None:
 def test_a_step_is_met_with_workers_for_what_comes_while_they_start() -> None:
     two = pool(startup_s=30.0)
     rate = 3 * served(two)  # One worker's worth more than the two that are ready serve.
-    assert needed(two, rate=rate) == pytest.approx(rate + served(two))
+    assert needed(two, rate=rate) == pytest.approx(rate + 2 * served(two))
     half_way = replace(two, pods=Pods(ready=2, starting=2))
     assert needed(half_way, rate=rate) == pytest.approx(rate)
 
@@ -95,7 +95,7 @@ def test_a_step_is_met_with_workers_for_what_comes_while_they_start() -> None:
 def test_a_queue_that_is_gone_before_anybody_could_start_needs_nobody() -> None:
     two = pool(startup_s=30.0)
     assert needed(two, rate=served(two), waiting=30 * served(two)) == pytest.approx(served(two))
-    assert needed(two, rate=served(two), waiting=90 * served(two)) == pytest.approx(3 * served(two))
+    assert needed(two, rate=served(two), waiting=90 * served(two)) == pytest.approx(5 * served(two))
 
 
 @given(rates, rates, st.floats(0, 500), st.integers(0, 8), st.integers(0, 8))
@@ -109,6 +109,15 @@ def test_a_backlog_never_shrinks_with_the_load_or_grows_with_the_workers(
     assert needed(there, rate=high, waiting=waiting) >= less - 1e-9
     more = replace(there, pods=Pods(ready=ready + 1, starting=starting))
     assert needed(more, rate=low, waiting=waiting) <= less + 1e-9
+
+
+def test_prompts_that_overrun_prefill_workers_are_planned_for_by_their_usual_share() -> None:
+    """Past a full queue the router sends prompts to decode workers: prefill workers see no more than they can do."""
+    pools = pool("Prefill", startup_s=0.0), pool("Decode", startup_s=0.0)
+    overrun = view(*pools, loads={"Prefill": load(20.0), "Decode": load(60.0)})
+    assert planned(overrun).needs == {"Prefill": 20.0, "Decode": 60.0}
+    assert planned(replace(overrun, prefill_share=0.5)).needs == {"Prefill": 30.0, "Decode": 60.0}
+    assert planned(replace(overrun, prefill_share=0.1)).needs == {"Prefill": 20.0, "Decode": 60.0}
 
 
 def test_the_ratio_follows_the_mix_of_tokens() -> None:

@@ -1,7 +1,8 @@
 """Load at the time when a worker asked for now would serve, as a level and an upper quantile.
 
 No model is fitted: a model that needs a day of history is wrong on the first day. The level is what arrives, where a
-step is believed as soon as it stands out of the noise; the trend is the median slope between points of the recent past
+step is believed as soon as it stands out of the noise, and then taken for what the short look says, with the doubt of a
+short look; the trend is the median slope between points of the recent past
 (Theil and Sen), which one outlier does not bend; the spread is what the points did around their own neighbours, and
 never less than what independent arrivals do by chance (the square root of their number).
 """
@@ -35,6 +36,8 @@ class ForecastRules:
     """How far back the trend looks."""
     trend_limit: float = 0.3
     """A trend adds at most this share of the level: a step is no ramp that goes on."""
+    step_deviations: float = 3.0
+    """Standard deviations of chance by which the short look must lie above the long one to be a step, and no noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,14 @@ def forecast(
     holds earlier values of `slow`, oldest first.
     """
     slow_span, recent_span = (max(1.0, span) for span in spans)
-    # One standard deviation of chance is taken off the short look, so that quiet noise does not raise the level.
-    level = max(slow.value, recent - math.sqrt(max(0.0, recent) / recent_span))
+    chance = math.sqrt(max(0.0, recent) / recent_span)
+    step = recent - rules.step_deviations * chance > slow.value
+    # Short of a step one standard deviation is taken off the short look, so that quiet noise does not raise the level.
+    level = recent if step else max(slow.value, recent - chance)
     points = [point for point in (*history, slow) if point.at >= slow.at - rules.trend_s]
     growth = min(max(0.0, slope(points) * ahead_s), rules.trend_limit * level)
     deviations = statistics.NormalDist().inv_cdf(rules.quantile)
-    spread = max(roughness(points), math.sqrt(level / slow_span))
+    spread = max(roughness(points), chance if step else math.sqrt(level / slow_span))
     return Forecast(level + growth, level + growth + deviations * spread)
 
 

@@ -22,6 +22,8 @@ _STARTUP_S = 60.0
 """Start-up of a worker while none was ever seen to start."""
 _LIMIT = 720
 """Points of load kept for each role."""
+_SHARE_POINTS = 120
+"""Points of load that the share of prompts for prefill workers is taken from: five to ten minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def _view(
         ranges=seen.ranges,
         loads=loads,
         mix=remembered.mix,
+        prefill_share=_prefill_share(remembered.loads),
         max_accelerators=seen.max_accelerators,
         max_cost=seen.max_cost,
         model=seen.model,
@@ -142,6 +145,14 @@ def _load(
     load = RoleLoad(ahead.upper, ahead.level, demand.waiting.value, arrivals.age, arrivals.coverage)
     # A cycle looks twice within an instant; that is one point.
     return load, (*past, latest)[-_LIMIT:] if not past or at - past[-1].at >= 1.0 else past
+
+
+def _prefill_share(past: Mapping[str, tuple[Point, ...]]) -> float | None:
+    """The median share of late. While prefill workers are overrun, the router sends prompts past them: these few looks
+    say nothing of how many should go there."""
+    prefill, decode = past.get("Prefill", ())[-_SHARE_POINTS:], past.get("Decode", ())[-_SHARE_POINTS:]
+    shares = [min(1.0, p.value / d.value) for p, d in zip(reversed(prefill), reversed(decode), strict=False) if d.value]
+    return statistics.median(shares) if shares else None
 
 
 def _histories(workers: Sequence[SeenWorker], now: float, rules: ViewRules) -> list[WorkerHistory]:

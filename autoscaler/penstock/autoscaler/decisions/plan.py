@@ -45,7 +45,9 @@ class PlanRules:
 
     margins: Margins = MARGINS
     drain_s: float = 15.0
-    """Seconds, or a start-up if that is longer, in which what waits now is worked off beside what arrives."""
+    """Seconds in which what waits when new workers serve is worked off beside what arrives..."""
+    drain_share: float = 0.5
+    """...or this share of a start-up, if that is longer."""
     max_age_s: float = 20.0
     """Load measured longer ago is not acted on."""
     least_coverage: float = 0.9
@@ -191,16 +193,15 @@ def _hold(view: DeploymentView, why: Why, reason: str) -> DeploymentPlan:
 
 def _needs(view: DeploymentView, rules: PlanRules, speeds: Mapping[str, Throughput]) -> dict[str, float]:
     """Requests per second for each role. Every request is decoded, so a starved decode pool is sized by prefill."""
-    # Workers that come for a backlog start first: it is to be worked off within as long as that takes.
-    drain_s = max(rules.drain_s, *(pool.startup_s for pool in view.pools))
+    drain_s = max(rules.drain_s, *(pool.startup_s * rules.drain_share for pool in view.pools))
     measured = {
         role: load.rate + backlog(load, _of(view, role), speeds, rules.margins.busy) / drain_s
         for role, load in view.loads.items()
     }
     most = max(measured.values())
-    return {
-        role: most if role != "Prefill" else measured.get(role, most) for role in sorted({p.role for p in view.pools})
-    }
+    # Prompts that overrun prefill workers are computed elsewhere: those count by their usual share.
+    prefill = max(measured.get("Prefill", most), most * (view.prefill_share or 0.0))
+    return {role: most if role != "Prefill" else prefill for role in sorted({p.role for p in view.pools})}
 
 
 def _of(view: DeploymentView, role: str) -> list[PoolView]:

@@ -106,6 +106,8 @@ class DeploymentView:
     loads: Mapping[str, RoleLoad] = field(default_factory=dict)
     """By role; a role that is missing was never measured."""
     mix: TokenMix | None = None
+    prefill_share: float | None = None
+    """Share of requests whose prompt goes to a prefill worker when those have room; None: nobody knows."""
     max_accelerators: int | None = None
     max_cost: float | None = None
     """Money per hour."""

@@ -1,0 +1,68 @@
+"""A load of 1x, 4x and 1x again with prefill and decode apart and 30 s of start-up: late for a minute, and no longer.
+
+The same shape is played in a box by `e2e/test_scaling.py`; here it takes seconds, so that a change of forecast or plan
+that leaves people waiting is seen at once.
+"""
+
+from __future__ import annotations
+
+import random
+
+from penstock.autoscaler.decisions.cycle import CycleTimes
+from penstock.core.fleet import Role
+from penstock.core.models import ModelArchitecture, Parallelism
+from penstock.core.traces import Trace, TraceRequest
+from penstock.simulator import Autoscaling, Bounds, PoolSpec, Scenario, StartUp, Twin, parse_nodes
+
+STEPS = ((180.0, 3.0), (180.0, 12.0), (240.0, 3.0))
+"""Seconds, and requests per second."""
+TTFT_S, TPOT_S, SETTLING_S = 2.0, 0.1, 60.0
+BUDGET = 14
+
+
+def load(seed: int) -> Trace:
+    chance, start = random.Random(seed), 0.0
+    made: list[TraceRequest] = []
+    for seconds, rate in STEPS:
+        at = start + chance.expovariate(rate)
+        while at < start + seconds:
+            made.append(TraceRequest(at, chance.randint(1500, 4500), 90))
+            at += chance.expovariate(rate)
+        start += seconds
+    return Trace(tuple(made))
+
+
+def settling(at: float) -> bool:
+    starts = (0.0, STEPS[0][0], STEPS[0][0] + STEPS[1][0])
+    return any(start <= at < start + SETTLING_S for start in starts)
+
+
+def test_a_step_is_late_for_a_minute_and_no_longer(model: ModelArchitecture) -> None:
+    trace = load(11)
+    end = sum(seconds for seconds, _ in STEPS)
+    kind = ("a100-80g", Parallelism(), 1)
+    scenario = Scenario(
+        model,
+        parse_nodes("a100-80g=2x8"),
+        pools=(PoolSpec("prefill", Role.PREFILL, *kind), PoolSpec("decode", Role.DECODE, *kind)),
+        max_num_seqs=6,
+        max_context=8192,
+        ttft_s=TTFT_S,
+        tpot_s=TPOT_S,
+        start_up=StartUp(0.5, 0.0, 0.0, 30.0, 2.0),
+        autoscaling=Autoscaling(
+            (Bounds("prefill", 1, 8), Bounds("decode", 1, 8)),
+            cycle_interval_s=2.0,
+            times=CycleTimes(time_scale=0.2, scrape_interval_s=2.0),
+            max_accelerators=BUDGET,
+            until_s=end,
+        ),
+    )
+    result = Twin(scenario, trace).run()
+    outcomes = [outcome for outcome in result.outcomes if outcome is not None]
+    assert len(outcomes) == len(trace.requests)
+    settled = [o for o in outcomes if not settling(o.sent_s)]
+    met = sum(o.meets(TTFT_S, TPOT_S) for o in settled)
+    assert met >= 0.95 * len(settled), f"{met} of {len(settled)}"
+    hours = result.resources.total.gpu_hours
+    assert hours <= 0.7 * BUDGET * result.end_s / 3600.0
