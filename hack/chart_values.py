@@ -154,6 +154,10 @@ class Autoscaler(Role):
     """How long the load must have been lower before workers are taken away."""
     time_scale: Decimal = "1"
     """Factor on the windows of scaling, for simulated engines that run faster or slower than real ones."""
+    planner: PolicyName = "TargetTracking"
+    """Who sizes pools: TargetTracking, or a planner from `policyFiles`."""
+    policy_files: dict[PolicyName, str] = Field(default_factory=dict, json_schema_extra={"additionalProperties": False})
+    """Planners of your own: each one's name, and the text of the Python file that brings it."""
 
 
 class Sidecar(Values):

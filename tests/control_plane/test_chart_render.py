@@ -253,6 +253,16 @@ def test_policy_files_are_mounted_named_to_the_router_and_known_to_the_operator(
     assert "penstock-router-policies" not in of_kind(rendered(helm), "ConfigMap")
 
 
+def test_planners_of_ones_own_go_into_the_autoscaler(helm: Path) -> None:
+    files = json.dumps({"Mine": "class Mine: ..."})
+    objects = rendered(helm, "--set-json", f"autoscaler.policyFiles={files}", "--set", "autoscaler.planner=Mine")
+    args = container(of_kind(objects, "Deployment")["penstock-autoscaler"])["args"]
+    assert {"--planner=Mine", "--policy-file=/etc/penstock/policies/Mine.py"} <= set(args)
+    assert of_kind(objects, "ConfigMap")["penstock-autoscaler-policies"]["data"] == {"Mine.py": "class Mine: ..."}
+    plain = container(of_kind(rendered(helm), "Deployment")["penstock-autoscaler"])["args"]
+    assert {"--planner=TargetTracking", "--policy-file="} <= set(plain)
+
+
 def test_nobody_may_touch_secrets_or_everything(helm: Path) -> None:
     for each in rendered(helm):
         for rule in each.get("rules", ()):

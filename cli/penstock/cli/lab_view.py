@@ -30,7 +30,7 @@ def print_boards(console: Console, boards: Sequence[Board], seeds: int) -> None:
 
 def _standing(board: Board, seeds: int) -> Table:
     what = _WHAT[board.kind].format(board.baseline)
-    over = f"{len(board.scenes)} scenarios, {seeds} seed{'s' if seeds > 1 else ''}"
+    over = f"{_many(len(board.scenes), 'scenario')}, {_many(seeds, 'seed')}"
     table = Table(title=f"{board.kind} leaderboard: {what}; {over}", title_justify="left")
     table.add_column("")
     for column in ("score", "95 % interval", "within objectives", "mistakes"):
@@ -51,6 +51,10 @@ def _by_scene(board: Board) -> Table:
     for scene in board.scenes:
         table.add_row(scene, *(f"{row.scenes[scene].mean:.3f}" for row in board.rows))
     return table
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _interval(score: Spread) -> str:
