@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from penstock.core.engine import (
     BatchScheduler,
     BlockRemoved,
@@ -150,7 +151,7 @@ def play(config: EngineConfig, script, rename=lambda name: name) -> World:
         while todo and todo[0][1][5] <= steps:
             number, (tokens, out, stem, priority, lease, _, kind) = todo.pop(0)
             one = sequence(number, tokens, out, stem, priority, lease)
-            one = replace(one, id=rename(one.id))
+            one = structs.replace(one, id=rename(one.id))
             fate[one.id] = kind
             if kind in ("remote", "failing"):
                 world.engine.admit_with_remote_kv(one, tokens, world.now)

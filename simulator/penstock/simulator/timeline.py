@@ -62,14 +62,14 @@ class Timeline:
 
 def look(workers: Sequence[TwinWorker], ready: int, now: float) -> Sample:
     """The workers as they are at `now`; changes nothing."""
-    alive = [worker.engine.stats() for worker in workers if worker.alive]
+    alive = [worker.engine.load() for worker in workers if worker.alive]
     spent = [worker.spent(now) for worker in workers]
     return Sample(
         at_s=now,
         workers_ready=ready,
-        running=sum(stats.running for stats in alive),
-        waiting=sum(stats.waiting for stats in alive),
-        kv_usage=sum(stats.kv_usage for stats in alive) / len(alive) if alive else 0.0,
+        running=sum([load.running for load in alive]),
+        waiting=sum([load.waiting for load in alive]),
+        kv_usage=sum([load.kv_usage for load in alive]) / len(alive) if alive else 0.0,
         busy_s=sum(busy for busy, _ in spent),
         joules=sum(joules for _, joules in spent),
         held_s=sum(worker.held_seconds(now) for worker in workers),

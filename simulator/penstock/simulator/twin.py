@@ -219,9 +219,9 @@ class Twin:
         self.events.at(now + self.scenario.scrape_interval_s, SAMPLE, number, self._sample, number)
         if worker.alive and number not in self.reach.lost:
             worker.settle(now)
-            stats = worker.engine.stats()
-            foreign = stats.running + stats.waiting - int(self.fleet.in_flight[worker.slot])
-            self.fleet.sample(worker.slot, foreign, stats.kv_usage, now)
+            load = worker.engine.load()
+            foreign = load.running + load.waiting - int(self.fleet.in_flight[worker.slot])
+            self.fleet.sample(worker.slot, foreign, load.kv_usage, now)
 
     def _observe(self, now: float, _: int) -> None:
         self.events.at(self.timeline.add(self._look(now)), SAMPLE, _OBSERVER, self._observe)

@@ -72,7 +72,7 @@ class TwinWorker:
         self.life = 0
         """Which engine this is: counts crashes."""
         self._speed = 1.0, 1.0  # Slowdown and clock.
-        self.engine = Engine(spec.config, spec.profile)
+        self.engine = Engine(spec.config, spec.profile, tells_all=False)
         self.steps_before = 0  # Steps of engines that crashed here.
         self._flight: Step | None = None
         self._run: Span | None = None
@@ -140,7 +140,7 @@ class TwinWorker:
             prompt = self._flight.prompt_tokens if self._flight is not None else 0
             self.meter.pass_over(prompt, (now - self._began) * 1e3)
         self.steps_before += self.engine.stats().steps
-        self.engine = Engine(self.spec.config, self.spec.profile)
+        self.engine = Engine(self.spec.config, self.spec.profile, tells_all=False)
         self.engine.set_speed(*self._speed)
         self._flight = self._run = None
         self.forgetting = False
@@ -280,10 +280,8 @@ class TwinWorker:
         outputs = self.engine.complete(step, now)
         if outputs.events:
             self._listener.cached(self.slot, outputs.events)
-        if step.prompt_tokens or step.admitted:
-            for token in outputs.tokens:
-                if not token.number:
-                    self._listener.began(token.id, now)
+        for token in outputs.tokens:
+            self._listener.began(token.id, now)
         for finished in outputs.finished:
             self._end(finished, now)
 

@@ -11,7 +11,7 @@ from penstock.core.engine.events import BlockEvent, BlockRemoved, BlockStored, C
 from penstock.core.engine.invariants import violations
 from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Timing, Token
 from penstock.core.engine.span import Span
-from penstock.core.engine.stats import EngineStats, PromptSources
+from penstock.core.engine.stats import EngineLoad, EngineStats, PromptSources
 from penstock.core.engine.step import Admission, Outputs, Step, Transfer, Work
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "CacheCleared",
     "Engine",
     "EngineConfig",
+    "EngineLoad",
     "EngineStats",
     "FinishReason",
     "Finished",

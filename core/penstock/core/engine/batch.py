@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.core.engine.active import Active
-from penstock.core.engine.step import Admission, Step, Work
+from penstock.core.engine.step import Admission, Step
 from penstock.core.models.latency import LatencyProfile
 
 __all__ = ["Batch"]
@@ -44,11 +44,11 @@ class Batch:
     def step(self, number: int, profile: LatencyProfile, mixed: float | None = None, swap_ms: float = 0.0) -> Step:
         """The step, timed: `mixed` is `EngineConfig.mixed_pass_factor`, `swap_ms` what copies to and from the host
         take. To be called before anything of it is computed."""
-        ids = [active.id for active in self.members]
-        computed = [active.computed for active in self.members]
         return Step(
             number=number,
-            work=tuple(map(Work._make, zip(ids, self.counts, computed, strict=True))),
+            ids=tuple([active.id for active in self.members]),
+            counts=tuple(self.counts),
+            computed=tuple([active.computed for active in self.members]),
             duration_ms=self._pass_ms(profile, mixed) + swap_ms,
             prompt_tokens=self.prompt_tokens,
             squares=float(self.squares),

@@ -27,7 +27,7 @@ from penstock.core.engine.leases import Leases
 from penstock.core.engine.scheduler import Scheduler
 from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Token
 from penstock.core.engine.span import Span
-from penstock.core.engine.stats import Counters, EngineStats
+from penstock.core.engine.stats import Counters, EngineLoad, EngineStats
 from penstock.core.engine.step import Outputs, Step, Transfer
 from penstock.core.models.latency import LatencyProfile
 from penstock.core.models.power import throttled
@@ -43,8 +43,18 @@ class Engine:
     are cached.
     """
 
-    def __init__(self, config: EngineConfig, profile: LatencyProfile, block_hash: BlockHash | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        profile: LatencyProfile,
+        block_hash: BlockHash | None = None,
+        *,
+        tells_all: bool = True,
+    ) -> None:
+        """Without `tells_all`, of the tokens of a step only first ones are told: a driver that streams nothing has no
+        use for the others."""
         self.config = config
+        self._tells_all = tells_all
         self.profile = profile
         self._pace = profile  # The profile at the present speed.
         self._swap_ms = config.swap_ms_per_block
@@ -178,15 +188,25 @@ class Engine:
         self._counters.step_tokens += step.tokens
         tokens: list[Token] = []
         finished: list[Finished] = []
-        for active, (_, count, computed) in zip(self._flying, step.work, strict=True):
-            if active.phase is not Phase.RUNNING:
+        running, given = Phase.RUNNING, 0
+        for active, count in zip(self._flying, step.counts, strict=True):
+            if active.phase is not running:
                 continue
-            active.computed = computed + count
-            if active.computed == active.total:
-                tokens.append(self._emit(active, now))
-                if active.generated >= active.end_at:
-                    finished.append(self._end(active, active.reason(), now))
-        self._counters.generation_tokens += len(tokens)
+            active.computed += count
+            if active.computed < active.total:
+                continue
+            given += 1
+            number = active.generated
+            if self._tells_all or not number:
+                tokens.append(Token(active.id, number, now - active.last_token))
+            if not number:
+                self._prompt_done(active, now)
+            active.last_token = now
+            active.generated = number + 1
+            active.total += 1
+            if active.generated >= active.end_at:
+                finished.append(self._end(active, active.reason(), now))
+        self._counters.generation_tokens += given
         if finished:
             self.scheduler.running = [active for active in self.scheduler.running if active.phase is Phase.RUNNING]
         self._flight, self._flying = None, []
@@ -262,6 +282,12 @@ class Engine:
         """Every sequence that has not ended, for `invariants`; read only."""
         return tuple(self._living.values())
 
+    def load(self) -> EngineLoad:
+        """The few figures of `stats` that a router looks at."""
+        queues = self.scheduler
+        waiting = len(queues.waiting) + len(queues.ready) + len(queues.host) + len(queues.transferring)
+        return EngineLoad(len(queues.running), waiting, self._pool.usage)
+
     def stats(self) -> EngineStats:
         """Every figure of vLLM's metrics that is not a histogram."""
         counters, queues = self._counters, self.scheduler
@@ -309,16 +335,6 @@ class Engine:
         active = Active(sequence, rank, now, self.config.max_model_len)
         self._living[sequence.id] = active
         return active
-
-    def _emit(self, active: Active, now: float) -> Token:
-        """The token that follows all computed ones."""
-        token = Token(active.id, active.generated, now - active.last_token)
-        if not active.generated:
-            self._prompt_done(active, now)
-        active.last_token = now
-        active.generated += 1
-        active.total += 1
-        return token
 
     def _prompt_done(self, active: Active, now: float) -> None:
         active.first_token = now

@@ -1,10 +1,14 @@
-"""What goes into an engine and what comes out of it: one sequence, its tokens, its end."""
+"""What goes into an engine and what comes out of it: one sequence, its tokens, its end.
+
+Made for every request: frozen structs cost a tenth of frozen dataclasses to make.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
+
+from msgspec import Struct
 
 __all__ = ["FinishReason", "Finished", "Held", "Sequence", "Timing", "Token"]
 
@@ -17,8 +21,7 @@ class FinishReason(StrEnum):
     ABORT = "abort"
 
 
-@dataclass(frozen=True, slots=True)
-class Sequence:
+class Sequence(Struct, frozen=True):
     """One request as the engine sees it: lengths and block hashes, no text."""
 
     id: str
@@ -58,8 +61,7 @@ class Token(NamedTuple):
     """Seconds since the sequence's previous token; for the first since its arrival."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(Struct, frozen=True):
     """When things happened to a sequence, in seconds of the caller's clock; None: it never came so far."""
 
     arrival: float
@@ -92,8 +94,7 @@ class Held(NamedTuple):
     """End of the lease, in seconds of the caller's clock."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """The end of a sequence."""
 
     id: str

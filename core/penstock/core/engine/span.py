@@ -8,15 +8,14 @@ context more for every sequence. Their times are then an arithmetic series, and 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from msgspec import Struct
 from penstock.core.models.latency import LatencyProfile
 
 __all__ = ["Span"]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """A run of decode steps in which nothing but the context changes."""
 
     steps: int

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-__all__ = ["Counters", "EngineStats", "PromptSources"]
+from msgspec import Struct
+
+__all__ = ["Counters", "EngineLoad", "EngineStats", "PromptSources"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +19,15 @@ class PromptSources:
     external_kv_transfer: int
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+class EngineLoad(NamedTuple):
+    """The few figures of `EngineStats` that a router looks at."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+
+
+class EngineStats(Struct, frozen=True):
     """A snapshot. Gauges are now, all else since the engine was made."""
 
     running: int

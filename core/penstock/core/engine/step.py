@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import Struct
 from penstock.core.engine.events import BlockEvent
 from penstock.core.engine.sequence import Finished, Token
 
@@ -39,12 +39,16 @@ class Transfer(NamedTuple):
     """Leading tokens found here, which need no fetching."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One iteration. `prompt_tokens`, `squares`, `sequences` and `context` are T, S, B and C of the latency model."""
 
     number: int
-    work: tuple[Work, ...]
+    ids: tuple[str, ...]
+    """The sequences that compute something."""
+    counts: tuple[int, ...]
+    """Tokens each of them computes."""
+    computed: tuple[int, ...]
+    """Tokens of each whose KV was there before."""
     duration_ms: float
     prompt_tokens: int
     squares: float
@@ -56,13 +60,17 @@ class Step:
     """How much of `duration_ms` went on copies to and from the host."""
 
     @property
+    def work(self) -> tuple[Work, ...]:
+        """Each sequence's share."""
+        return tuple(map(Work, self.ids, self.counts, self.computed))
+
+    @property
     def tokens(self) -> int:
         """Tokens computed, prompt and decode together."""
         return self.prompt_tokens + self.sequences
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
+class Outputs(Struct, frozen=True):
     """What a completed step gave. A sequence's last token stands in `tokens` as well as its end in `finished`."""
 
     tokens: tuple[Token, ...]
