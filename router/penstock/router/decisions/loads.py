@@ -8,6 +8,8 @@ When data is missing it is not zero. A worker never scraped, or scraped too long
 the workers that were: it neither attracts nor repels. With nobody scraped, reservations alone decide.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.fleet import FleetView, Scores, Slots
@@ -31,10 +33,11 @@ def foreign_requests(view: FleetView, slots: Slots | slice, now: float) -> NDArr
     if not view.sampled:
         return 0.0
     fresh = now - view.sampled_at[slots] <= MAX_SAMPLE_AGE  # NaN (never sampled) compares false
-    if not fresh.any():
+    known = np.count_nonzero(fresh)
+    if not known:
         return 0.0
     foreign = view.foreign_requests[slots]
-    return np.where(fresh, foreign, foreign[fresh].mean())
+    return foreign if known == fresh.size else np.where(fresh, foreign, foreign[fresh].mean())
 
 
 def predicted_ttft_ms(view: FleetView, slot: int, prompt_tokens: int) -> float | None:
@@ -44,6 +47,6 @@ def predicted_ttft_ms(view: FleetView, slot: int, prompt_tokens: int) -> float |
     """
     if not view.profiled:
         return None
-    a, b, c = view.prefill_ms[slot]
-    predicted = float(a + b * prompt_tokens + c * prompt_tokens * prompt_tokens)
-    return None if np.isnan(predicted) else predicted
+    a, b, c = view.prefill_ms[slot].tolist()
+    predicted: float = a + b * prompt_tokens + c * prompt_tokens * prompt_tokens
+    return None if math.isnan(predicted) else predicted

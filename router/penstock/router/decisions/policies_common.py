@@ -125,7 +125,9 @@ def smallest(values: Scores) -> list[int] | Slots:
         if plain.count(least) == 1:
             return [plain.index(least)]
         return [i for i, value in enumerate(plain) if value == least]
-    return np.flatnonzero(values == values.min())
+    best = int(values.argmin())
+    equal = values == values[best]
+    return [best] if np.count_nonzero(equal) == 1 else np.flatnonzero(equal)
 
 
 def lowest(values: Scores, seed: int) -> int:
