@@ -144,7 +144,7 @@ def test_what_cannot_be_scored_is_refused_first(source: str, error: type[Excepti
     assert tuple(POLICIES) == BUILT_IN
 
 
-def test_scores_are_means_over_scenarios_seed_by_seed_without_those_that_nobody_can_be_measured_in() -> None:
+def test_scores_are_geometric_means_over_scenarios_seed_by_seed_without_those_that_nobody_can_be_measured_in() -> None:
     base, mine = Entry("LeastLoaded", Kind.POLICY), Entry("Mine", Kind.POLICY, own=True)
     goods = {"a": ((10, 12), (20, 20)), "b": ((50, 40), (100, 100)), "hopeless": ((3, 3), (0, 5))}
     runs = [
@@ -156,7 +156,7 @@ def test_scores_are_means_over_scenarios_seed_by_seed_without_those_that_nobody_
     (board,) = make_boards(runs)
     assert (board.scenes, board.left_out) == (("a", "b"), ("hopeless",))
     assert [row.entry.name for row in board.rows] == ["LeastLoaded", "Mine"]
-    assert board.rows[1].score.values == pytest.approx((0.5, 0.5))
+    assert board.rows[1].score.values == pytest.approx((0.5, (0.6 * 0.4) ** 0.5))
     assert board.rows[1].scenes["a"].values == pytest.approx((0.5, 0.6))
     with pytest.raises(ValueError, match="LeastLoaded meets the objectives in no scenario"):
         make_boards([replace(run, good=0.0) for run in runs])

@@ -2,12 +2,14 @@
 
 A policy's figure in a run is its requests within both objectives over LeastLoaded's with the same seed; a planner's is
 the same for each dollar, over TargetTracking's, as any number of workers would meet any objective. The score is the
-mean over scenarios, taken seed by seed; its interval is over seeds. Good requests are counted rather than divided by
-the run's length, because arrivals are the same and a run's length is that of its last straggler.
+geometric mean over scenarios, taken seed by seed; its interval is over seeds. Geometric, because these are ratios: an
+arithmetic mean would be that of the one scenario where the baseline has next to nothing. Good requests are counted
+rather than divided by the run's length, because arrivals are the same and a run's length is that of its last straggler.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,7 +29,7 @@ class Row:
 
     entry: Entry
     score: Spread
-    """Over seeds: the mean over scenarios, relative to the baseline (1 is as good)."""
+    """Over seeds: the geometric mean over scenarios, relative to the baseline (1 is as good)."""
     scenes: dict[str, Spread]
     """The same for each scenario."""
     attainment: float
@@ -83,7 +85,7 @@ def _board(kind: Kind, runs: Sequence[Run], fickle: Collection[str]) -> Board:
         ratios = {
             scene: [_figure(found[entry, scene, seed]) / base[scene, seed] for seed in seeds[scene]] for scene in count
         }
-        means = [sum(values) / len(count) for values in zip(*ratios.values(), strict=True)]
+        means = [math.prod(values) ** (1 / len(count)) for values in zip(*ratios.values(), strict=True)]
         spreads = {scene: Spread.of(values) for scene, values in ratios.items()}
         rows.append(_row(entry, Spread.of(means), spreads, [run for run in runs if run.entry == entry], fickle))
     rows.sort(key=lambda row: (-row.score.mean, row.entry.name))
