@@ -53,7 +53,7 @@ def _lines(chart: Chart) -> Draw:
     def draw(_: Figure, axes: Axes) -> None:
         places = sorted({point[0] for series in chart.series for point in series.points})
         measured = [series for series in chart.series if not series.published]
-        aside = 0.008 * (places[-1] - places[0])  # So that intervals at one place do not hide each other.
+        aside = 0.005 * (places[-1] - places[0])  # So that intervals at one place do not hide each other.
         tints = {series.name: colour(number) for number, series in enumerate(measured)}
         for number, series in enumerate(measured):
             across = [point[0] + (number - (len(measured) - 1) / 2) * aside for point in series.points]
