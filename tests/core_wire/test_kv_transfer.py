@@ -58,6 +58,25 @@ def test_extra_arguments_without_it_stay(extra):
     assert strip_transfer_params(body) is body
 
 
+HIDDEN = '{"model":"m","kv_transfer_params":{"do_remote_prefill":true}}'
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_an_encoding_that_an_engine_reads_and_we_do_not_is_refused(encoding):
+    body = HIDDEN.encode(encoding)
+    assert "kv_transfer_params" in json.loads(body)  # as an engine would read it
+    with pytest.raises(WireError):
+        strip_transfer_params(body)
+
+
+@pytest.mark.parametrize("key", [b"\\ud800", b"\xed\xa0\x80"])
+def test_extra_arguments_that_an_engine_reads_and_we_do_not_are_refused(key):
+    body = b'{"model":"m","vllm_xargs":{"' + key + b'":1,"kv_transfer_params":"x"}}'
+    assert "kv_transfer_params" in json.loads(body)["vllm_xargs"]
+    with pytest.raises(WireError):
+        strip_transfer_params(body)
+
+
 def test_null_is_removed_too():
     assert json.loads(strip_transfer_params(b'{"kv_transfer_params":null,"a":1}')) == {"a": 1}
 

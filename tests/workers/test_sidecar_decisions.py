@@ -104,6 +104,7 @@ def test_transfer_parameters_are_taken_out() -> None:
     assert without_transfer_params(b'{"model":"m","kv_transfer_params":{"do_remote_prefill":true}}') == b'{"model":"m"}'
     assert without_transfer_params(b"") == b""
     assert without_transfer_params(b'{"kv_transfer_params"') is None
+    assert without_transfer_params('{"kv_transfer_params":{"do_remote_prefill":true}}'.encode("utf-16")) is None
 
 
 # ---- the life -------------------------------------------------------------------------------------

@@ -66,8 +66,11 @@ def strip_transfer_params(body: bytes) -> bytes:
 
     It is the very same object where it has none, which is nearly always. A key can hide behind JSON escapes, so a
     body with a `\\u` escape is looked at as well. Values of other fields stay the bytes they were. Raises `WireError`
-    where the body must be looked at and is not a JSON object.
+    where the body must be looked at and is not a JSON object, and where an engine could read what is not seen here:
+    Python's `json.loads` takes UTF-16, UTF-32 and lone surrogates, too.
     """
+    if 0 in body[:4]:
+        raise WireError("the request body is not UTF-8; send JSON in UTF-8")
     if _FIELD_BYTES not in body and b"\\u" not in body:
         return body
     try:
@@ -86,5 +89,7 @@ def _extra_arguments(raw: msgspec.Raw | None) -> dict[str, msgspec.Raw] | None:
         return None
     try:
         return _fields.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if bytes(raw).lstrip().startswith(b"{"):
+            raise WireError(f"{_EXTRA} cannot be read: {error}") from error
         return None  # not an object: the engine will say so
