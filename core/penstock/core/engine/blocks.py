@@ -29,7 +29,8 @@ class BlockPool:
         self._references: list[int] = []
         self._hash_of: list[int | None] = []
         self._nameless = 0  # Blocks in use without a hash; each has one user.
-        self._copies: dict[int, list[int]] = {}  # Hash -> blocks that hold it, oldest first; never an empty list.
+        # Hash -> the block that holds it, or several, oldest first: nearly always one, which needs no list.
+        self._copies: dict[int, int | list[int]] = {}
         self._blank: list[int] = []  # Free blocks that were used and have no hash; the last one is taken first.
         self._found: OrderedDict[int, None] = OrderedDict()  # Free blocks with a hash, least recently used first.
         self._removed: list[int] = []
@@ -66,7 +67,7 @@ class BlockPool:
             copies = self._copies.get(block_hash)
             if copies is None:
                 break
-            found.append(copies[0])
+            found.append(copies if isinstance(copies, int) else copies[0])
         return found
 
     def can_take(self, count: int, shared: Sequence[int]) -> bool:
@@ -121,7 +122,11 @@ class BlockPool:
         self._nameless -= 1
         self._references[block] = 1
         self._hash_of[block] = block_hash
-        self._copies.setdefault(block_hash, []).append(block)
+        copies = self._copies.setdefault(block_hash, block)
+        if isinstance(copies, list):
+            copies.append(block)
+        elif copies != block:
+            self._copies[block_hash] = [copies, block]
 
     def forget_all(self) -> bool:
         """Drop every hash; False, and nothing is done, while any block is in use."""
@@ -174,7 +179,10 @@ class BlockPool:
     def _forget(self, block: int, block_hash: int) -> None:
         self._hash_of[block] = None
         copies = self._copies[block_hash]
-        copies.remove(block)
-        if not copies:
+        if isinstance(copies, int):
             del self._copies[block_hash]
+        else:
+            copies.remove(block)
+            if len(copies) == 1:
+                self._copies[block_hash] = copies[0]
         self._removed.append(block_hash)
