@@ -34,6 +34,23 @@ def test_what_is_no_listing_is_said(body: bytes) -> None:
         read_listing(body, "m")
 
 
+@pytest.mark.parametrize("body", [b"[]", b'{"data":[{"id":"a","x":' + b"[" * 60_000 + b"]" * 60_000 + b"}]}"])
+async def test_a_worker_that_lists_nonsense_does_not_end_the_asking(body: bytes) -> None:
+    fleet = Fleet()
+    for name, host in (("bad", "10.0.0.1"), ("good", "fd00::1")):
+        fleet.set_ready(fleet.add(Worker(name, host, 8000, "m")), True)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        good = listing(BASE, {"id": "a", "root": "/a", "parent": "m"})
+        return httpx.Response(200, content=good if request.url.host == "fd00::1" else body)
+
+    adapters = Adapters(fleet)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        await adapters.ask_all(client)
+    adapter = adapters.find("a")
+    assert adapter is not None and adapter.workers == {"good"}
+
+
 def test_of_two_paths_under_one_name_the_one_most_have_counts() -> None:
     told = {
         "w0": ("m", {"a": "/1", "b": "/b"}),

@@ -427,3 +427,9 @@ def test_addresses_are_read_from_where_the_router_is(endpoint: str, reached: str
 def test_addresses_that_are_not_tcp_are_refused():
     with pytest.raises(WireError, match="tcp://host:port"):
         kv_events._reachable("inproc://x", "10.0.0.7")
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"0":1}', b'{"0":{"x":"\xad"}}', b'{"0":{"x":' + b"[" * 60_000])
+def test_a_list_of_sources_that_is_none_is_refused(body: bytes):
+    with pytest.raises(WireError, match="does not list KV event sources"):
+        kv_events._parse_sources("w", body)

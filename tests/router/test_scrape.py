@@ -45,3 +45,18 @@ async def test_workers_that_are_not_ready_are_left_alone() -> None:
         slot = fleet.add(Worker("w", "127.0.0.1", w.port, "m"))
         await LoadScraper(fleet, 1.0, lambda: 0.0).sample_all(client)
         assert not w.received and not fleet.view().foreign(slot, 0.0).known
+
+
+async def test_a_worker_at_an_ipv6_address_is_asked_like_any_other() -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(200, content=PAGE)
+
+    fleet = Fleet()
+    slot = fleet.add(Worker("w", "fd00::1", 8000, "m"))
+    fleet.set_ready(slot, True)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        await LoadScraper(fleet, 1.0, lambda: 0.0).sample_all(client)
+    assert asked == ["http://[fd00::1]:8000/metrics"] and fleet.view().foreign(slot, 0.0).value == 7.0

@@ -60,3 +60,8 @@ class Worker:
     transfer_ms: float | None = None
     price_per_hour: float | None = None
     sidecar_port: int | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port of its engine as URLs and Host headers have them: an IPv6 address stands in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -140,9 +140,8 @@ class Adapters:
         await asyncio.gather(*(one(worker) for worker in workers))
 
     async def _ask(self, client: httpx.AsyncClient, worker: Worker) -> None:
-        host = f"[{worker.host}]" if ":" in worker.host else worker.host
         try:
-            async with client.stream("GET", f"http://{host}:{worker.port}/v1/models") as response:
+            async with client.stream("GET", f"http://{worker.address}/v1/models") as response:
                 response.raise_for_status()
                 body = b""
                 async for part in response.aiter_bytes():
@@ -150,7 +149,7 @@ class Adapters:
                     if len(body) > _MAX_BYTES:
                         raise ValueError(f"its list of models has more than {_MAX_BYTES} bytes")
             paths = read_listing(body, worker.model)
-        except (httpx.HTTPError, msgspec.DecodeError, ValueError) as problem:
+        except (httpx.HTTPError, msgspec.DecodeError, ValueError, RecursionError) as problem:
             log.debug("no list of adapters", extra={"worker": worker.name, "problem": repr(problem)})
             return
         if self._fleet.slot_of(worker.name) is not None:

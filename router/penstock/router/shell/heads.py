@@ -16,10 +16,9 @@ def request_head(inbound: Inbound, worker: Worker, forwarded_for: bytes, length:
     if inbound.connection:
         dropped = named_by_connection(inbound.connection)
         fields = [field for field in fields if field[0] not in dropped]
-    head = b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-forwarded-for: %b\r\n" % (
+    head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-forwarded-for: %b\r\n" % (
         target or inbound.target,
-        worker.host.encode(),
-        worker.port,
+        worker.address.encode(),
         length,
         inbound.request_id,
         forwarded_for,

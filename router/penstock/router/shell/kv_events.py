@@ -385,8 +385,7 @@ class KvEvents:
 
         Raises `httpx.HTTPError` when it cannot be asked and `WireError` when the answer is no such thing.
         """
-        host = f"[{worker.host}]" if ":" in worker.host else worker.host
-        async with self._http.stream("GET", f"http://{host}:{worker.port}/kv_event_sources") as response:
+        async with self._http.stream("GET", f"http://{worker.address}/kv_event_sources") as response:
             if response.status_code in (404, 405, 501):
                 return {}
             response.raise_for_status()
@@ -419,7 +418,7 @@ async def _sweep(index: KVIndex) -> None:
 def _parse_sources(name: str, body: bytes) -> dict[int, _Source]:
     try:
         listed = msgspec.json.decode(body, type=dict[int, _Source])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"{name} does not list KV event sources: {error}") from error
     if len(listed) > _MAX_RANKS:
         raise WireError(f"{name} lists {len(listed)} KV event sources; at most {_MAX_RANKS} are followed")

@@ -228,7 +228,7 @@ class Prompts:
             naming = BlockNaming(self._block_tokens[model], self._settings.kv_hash_seed)
             ready = self._fleet.view().ready(model)[:_ENGINES_ASKED]
             workers = [self._fleet.worker(int(slot)) for slot in ready]
-            ask = self._asks[model] = Ask(model, naming, [f"http://{w.host}:{w.port}" for w in workers])
+            ask = self._asks[model] = Ask(model, naming, [f"http://{w.address}" for w in workers])
         return ask if request.adapter is None else dataclasses.replace(ask, adapter=request.adapter)
 
 

@@ -59,7 +59,7 @@ class LoadScraper:
     async def _sample(self, client: httpx.AsyncClient, slot: int, worker: Worker) -> None:
         before = int(self._fleet.in_flight[slot])
         try:
-            response = await client.get(f"http://{worker.host}:{worker.port}/metrics")
+            response = await client.get(f"http://{worker.address}/metrics")
             response.raise_for_status()
             sample = parse_scrape(response.content)
         except (httpx.HTTPError, WireError) as problem:

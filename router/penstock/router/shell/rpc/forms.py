@@ -1,7 +1,7 @@
 """Messages into what decisions read, and decisions into messages. Bad input is refused here, by field."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from penstock.core.fleet import Failure, Fleet, Pick, Request, Scores, Slots, Worker
@@ -139,7 +139,7 @@ def worker_message(worker: Worker) -> router_pb2.Worker:
     """A worker as callers see it."""
     return router_pb2.Worker(
         name=worker.name,
-        address=_address(worker.host, worker.port),
+        address=worker.address,
         namespace=worker.namespace,
         deployment=worker.deployment,
         pool=worker.pool,
@@ -149,15 +149,11 @@ def worker_message(worker: Worker) -> router_pb2.Worker:
     )
 
 
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _errand(worker: Worker, prefill: Worker | None) -> tuple[str, dict[str, str] | None]:
     """Where a picked request is to be sent, and with which header fields."""
     if prefill is None or worker.sidecar_port is None:
-        return _address(worker.host, worker.port), None
-    return _address(worker.host, worker.sidecar_port), {PREFILLER_HEADER: _address(prefill.host, prefill.port)}
+        return worker.address, None
+    return replace(worker, port=worker.sidecar_port).address, {PREFILLER_HEADER: prefill.address}
 
 
 def pick_message(lease: Lease, ttl: float, fleet: Fleet) -> router_pb2.PickResponse:
