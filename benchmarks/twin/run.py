@@ -1,6 +1,10 @@
 """CPU seconds, events and memory of the twin on Azure-conversation lengths.
 
     python benchmarks/twin/run.py AzureLLMInferenceTrace_conv.csv [--requests 12095] [--machines 70] [--rate 100]
+    python benchmarks/twin/run.py AzureLLMInferenceTrace_conv.csv --policy KVAware --prefixes
+
+With `--prefixes` the same requests, of the same lengths at the same times, belong to conversations of four turns: each
+prompt begins with as much of the one before as both are long, in blocks of 64 tokens.
 
 Prints one JSON object. CPU time is the process's own, of `simulate` alone: the trace is read and drawn before. Beside
 it stands the CPU time of a fixed loop of plain Python in the same process, because a busy machine makes both slower.
@@ -13,15 +17,19 @@ import json
 import platform
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from penstock.core.models import Parallelism, find_model
-from penstock.core.traces import parse_trace
+from penstock.core.traces import Trace, parse_trace
 from penstock.simulator import Scenario, make_report, parse_nodes, simulate
-from penstock.simulator.workloads import arrivals, stream_like
+from penstock.simulator.workloads import Columns, arrivals, as_workload, stream_like
 
 SPLITWISE_CPU_S = 42.5
 """SplitwiseSim 8f99e7d on 70 machines and these 12,095 requests, less what it needs to start; see the README."""
+
+_BLOCK_TOKENS, _TURNS, _OPEN = 64, 4.0, 500
 
 
 def calibration() -> float:
@@ -31,6 +39,24 @@ def calibration() -> float:
     for number in range(10_000_000):
         total += number
     return time.process_time() - began
+
+
+def in_conversations(plain: Columns, seed: int) -> Trace:
+    """The same requests with prefix blocks: each goes on from one of the open conversations, drawn by lot, and a
+    conversation ends after `_TURNS` turns on average."""
+    rng = np.random.default_rng((seed, 0x707265))
+    opened: list[list[int]] = []
+    asked, named = [], 0
+    for _, request in plain.opening():
+        whole = request.input_tokens // _BLOCK_TOKENS
+        goes_on = len(opened) >= _OPEN
+        blocks = opened.pop(int(rng.integers(len(opened)))) if goes_on else []
+        new = max(0, whole - len(blocks))
+        blocks = blocks[:whole] + list(range(named, named + new))
+        named += new
+        asked.append(replace(request, prefix_blocks=tuple(blocks)))
+        opened.append([] if rng.random() < 1.0 / _TURNS else blocks)
+    return Trace(tuple(asked), _BLOCK_TOKENS)
 
 
 def resident_mib() -> float:
@@ -46,19 +72,21 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=70)
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--policy", default="LeastLoaded")
+    parser.add_argument("--prefixes", action="store_true", help="let requests go on from one another")
     parser.add_argument("--walk", action="store_true", help="take every decode step singly")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     recorded = parse_trace(options.trace.read_text().splitlines()).trace
     # A little more time than needed, cut to the number wanted.
     times = arrivals(options.rate, options.requests / options.rate * 1.2 + 10.0, seed=options.seed)[: options.requests]
-    workload = stream_like(recorded, times, options.seed)
+    plain = stream_like(recorded, times, options.seed)
+    workload = as_workload(in_conversations(plain, options.seed)) if options.prefixes else plain
     begun = resident_mib()
     model = find_model("llama-3-70b")
     assert model is not None
     scenario = Scenario(
         model, parse_nodes(f"a100-80g={options.machines}x8"), parallelism=Parallelism(tensor=8), policy=options.policy,
-        walk=options.walk, seed=options.seed,
+        walk=options.walk, seed=options.seed, block_size=16,
     )  # fmt: skip
     before = calibration()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -74,6 +102,7 @@ def main() -> None:
                 "completed": report.requests.completed,
                 "machines": options.machines,
                 "policy": options.policy,
+                "prefix_hit_ratio": report.prefix_hit_ratio,
                 "walk": options.walk,
                 "cpu_s": round(cpu, 3),
                 "wall_s": round(wall, 3),
