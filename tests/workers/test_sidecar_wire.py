@@ -256,3 +256,17 @@ async def test_bodies_and_requests_are_bounded() -> None:
         held.set()
         assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*running))
         assert (await stage.send(end=b"ok")).endswith(b"ok"), "what was held is given back"
+
+
+async def test_bodies_that_do_not_end_are_bounded_too() -> None:
+    begun = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 60\r\n\r\n" + b" " * 30
+    async with in_front_of(says(OK), max_body_bytes=64, max_buffered_bytes=40) as stage:
+        _, slow = await asyncio.open_connection("127.0.0.1", stage.port)
+        slow.write(begun)
+        while stage.proxy.server.arriving_bytes < 30:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        assert b" 503 " in await stage.send(end=b"shortly")
+        slow.close()
+        while stage.proxy.server.arriving_bytes:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        assert b" 200 " in await stage.send(end=b"ok")

@@ -49,7 +49,8 @@ class Options:
     )
     max_body_bytes: int = field(default=16 * MIB, metadata={"help": "largest request body; larger is answered 413"})
     max_buffered_bytes: int = field(
-        default=128 * MIB, metadata={"help": "request bodies held at once; more are answered 503"}
+        default=128 * MIB,
+        metadata={"help": "request bodies served at once, and as many arriving; more are answered 503"},
     )
     max_requests: int = field(default=1024, metadata={"help": "requests at once; more are answered 503"})
     max_connections: int = field(default=4096, metadata={"help": "client connections at once; more are closed"})

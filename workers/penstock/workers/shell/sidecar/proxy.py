@@ -41,6 +41,7 @@ class Proxy:
             CLIENT_KEEP_ALIVE_S,
             max_body_bytes=options.max_body_bytes,
             max_connections=options.max_connections,
+            max_arriving_bytes=options.max_buffered_bytes,
         )
         self.running: set[asyncio.Task[None]] = set()
         self.metrics = Metrics(lambda: len(self.running))

@@ -158,14 +158,19 @@ class Server:
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
         max_connections: int | None = None,
+        max_arriving_bytes: int | None = None,
     ) -> None:
         """`keep_alive_s`: idle connections are closed after this long (vLLM's own default is 5 s).
 
-        Connections beyond `max_connections` are closed at once; None: as many as there are files for.
+        Connections beyond `max_connections` are closed at once; None: as many as there are files for. Bodies that
+        arrive or wait in line have `max_arriving_bytes` together, more are answered 503; None: no bound.
         """
         self.handler = handler
         self.max_body_bytes = max_body_bytes
         self.max_connections = max_connections
+        self.max_arriving_bytes = max_arriving_bytes
+        self.arriving_bytes = 0
+        """Bytes of bodies that no handler has got yet."""
         self.connections: set[Connection] = set()
         self.closing = False
         self.frozen = False
@@ -217,6 +222,7 @@ class Connection(asyncio.Protocol):
         self._queue: deque[tuple[Request, bool, bool]] = deque()
         self._current: Exchange | None = None
         self._since = self._loop.time()
+        self._arriving = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -240,6 +246,7 @@ class Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._transport = None
         self._queue.clear()
+        self._arrived(self._arriving)
         if self._current is not None:
             current, self._current = self._current, None
             current.lost()
@@ -297,7 +304,17 @@ class Connection(asyncio.Protocol):
         self._size += len(body)
         if self._size > self._server.max_body_bytes:
             raise _Refused(413, f"request body exceeds {self._server.max_body_bytes} bytes")
+        most = self._server.max_arriving_bytes
+        if most is not None and self._server.arriving_bytes + len(body) > most:
+            raise _Refused(503, "as many bytes of requests arrive as may at once; try again shortly")
+        self._server.arriving_bytes += len(body)
+        self._arriving += len(body)
         self._body.append(body)
+
+    def _arrived(self, size: int) -> None:
+        """So many bytes are not held here any more."""
+        self._server.arriving_bytes -= size
+        self._arriving -= size
 
     def on_message_complete(self) -> None:
         self._in_request = False
@@ -364,6 +381,7 @@ class Connection(asyncio.Protocol):
         if not self._queue or self._current is not None or self._transport is None:
             return
         request, keep_alive, chunked = self._queue.popleft()
+        self._arrived(len(request.body))
         self._current = Exchange(self, keep_alive, chunked)
         self._server.handler(request, self._current)
 
