@@ -304,6 +304,14 @@ def test_a_503_goes_elsewhere_only_while_somebody_else_has_room() -> None:
     assert not fleet.failures.any()
 
 
+def test_a_503_is_passed_on_where_all_others_may_not_serve_the_request() -> None:
+    fleet = fleet_of(3)
+    life = live(REQUEST, fleet, find_policy("RoundRobin"), LIMITS, 0.0, 1, barred=frozenset({1, 2}))
+    first = next(life)
+    assert isinstance(first, Attempt) and first.reservation.slot == 0
+    assert isinstance(life.send(Answered(0.0, 503)), PassOn), "no pause, and no second try at the same worker"
+
+
 def test_a_deadline_that_passed_is_not_served() -> None:
     late = Request(id="r", model="m", prompt_tokens=1, max_tokens=1, deadline=5.0)
     action = next(live(late, fleet_of(1), find_policy("RoundRobin"), LIMITS, 5.0, 1))

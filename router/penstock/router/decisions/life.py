@@ -227,7 +227,7 @@ def _is_wanted(event: Answered, request: Request, fleet: Fleet, slot: int, past:
         return True
     if event.status != SERVICE_UNAVAILABLE:
         return past.transfer is None
-    view = fleet.view().without(past.excluded | {slot})
+    view = fleet.view().without(past.excluded | past.barred | {slot})
     return not any(view.with_room(request.model, role).size for role in (Role.PREFILL_DECODE, Role.DECODE))
 
 
