@@ -203,16 +203,20 @@ class ClusterDiscovery:
         self._dirty.set()
 
     def _serve_models(self) -> None:
-        """Models of accepted deployments; where the kind is not installed, those the pods themselves name."""
+        """Models of deployments that count; where the kind is not installed, those the pods themselves name."""
         served: dict[str, ServedModel] = {}
-        for d in sorted(self._deployments.values(), key=lambda d: (d.namespace, d.name)):
-            if d.accepted and d.model not in served:
+        for d in sorted(self._deployments.values(), key=lambda d: (not d.accepted, d.namespace, d.name)):
+            if d.model not in served and self._counts_as_served(d):
                 served[d.model] = self._model(d)
         if self._kind_missing:
             for pod in self._pods.values():
                 name = pod.worker.model
                 served.setdefault(name, ServedModel(name, self._default_policy, self._since(name)))
         self._gateway.models.replace(served.values())
+
+    def _counts_as_served(self, deployment: SeenDeployment) -> bool:
+        """Whether it is accepted, or was when its workers were made: a mistake in a spec stops nothing that runs."""
+        return deployment.accepted or any(self._belongs(pod, deployment) for pod in self._pods.values())
 
     def _model(self, d: SeenDeployment) -> ServedModel:
         created = self._since(d.model)
@@ -278,7 +282,7 @@ class ClusterDiscovery:
         ready = [p for p in mine if p.ready and not p.leaving]
         slots = {self._fleet.slot_of(p.worker.name) for p in ready}
         # Ejected ones count: that is a matter of seconds, and no news for a condition.
-        rotation = set(self._fleet.view().ready(deployment.model).tolist()) if deployment.accepted else set()
+        rotation = set(self._fleet.view().ready(deployment.model).tolist()) if mine else set()
         return len(slots & rotation), len(ready), len(mine)
 
     @staticmethod
