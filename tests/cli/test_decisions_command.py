@@ -44,7 +44,10 @@ def test_what_comes_out_otherwise_is_shown(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     file = tmp_path / "odd.jsonl"
     file.write_text("{}\n")
-    for name, said in ((str(file), "line 1"), (str(tmp_path / "none.jsonl"), "No such file")):
+    for name, said in (
+        (str(file), "line 1"),
+        (str(tmp_path / "none.jsonl"), "none.jsonl: cannot be read: No such file"),
+    ):
         done = CliRunner().invoke(app, ["decide-again", name])
         assert done.exit_code == 2
         assert said in done.stderr

@@ -66,6 +66,7 @@ def test_the_cheapest_plan_takes_no_more_than_the_rate_asks_for(trace: Path, tmp
         ({"--nodes": "l4-24g=1x1"}, 2, "What fits:"),
         ({"--nodes": "a100"}, 2, "is no node group"),
         ({"--name": "No Name"}, 2, "is no name of a ModelDeployment"),
+        ({"--name": "-planned-"}, 2, "neither first nor last"),
         ({"--attainment": "high"}, 2, "is no percentage"),
         ({"--ttft": "2ms"}, 1, "not even idle workers are fast enough"),
         ({"--rank": "cost", "--rate": "5000"}, 1, "5000 requests a second"),
@@ -76,6 +77,22 @@ def test_what_cannot_be_is_refused_in_a_sentence(trace: Path, change: dict[str, 
     found, out, err = run(*(word for pair in given.items() for word in pair))
     assert found == code and sentence in " ".join(err.replace("│", " ").split()), err
     assert not out
+
+
+def test_an_attainment_is_told_as_it_was_asked_for(trace: Path) -> None:
+    asked = ("--model", "opt-13b", "--nodes", "a100-80g=1x2", "--trace", str(trace), "--requests", "40", "--most", "2")
+    code, out, err = run(*asked, "--attainment", "99.95%")
+    assert code == 0 and "99.95%" in out
+    assert "99.95% are asked for" in err and "100%" not in err
+
+
+def test_runs_that_may_be_too_short_are_said_to_be(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--model", "opt-13b", "--nodes", "a100-80g=1x1", "--trace", str(trace), "--most", "1")
+    whole = run(*asked)
+    monkeypatch.setattr("penstock.cli.plan._LONGEST", 40)
+    cut = run(*asked)
+    assert whole[0] == cut[0] == 0
+    assert "may be shorter than 2.5 answers" in cut[2] and "may be shorter" not in whole[2]
 
 
 def test_every_shape_of_plan_is_a_deployment_that_the_api_takes() -> None:

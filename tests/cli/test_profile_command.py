@@ -76,3 +76,8 @@ def test_what_is_no_benchmark_is_refused_in_a_sentence(tmp_path: Path, content: 
     file.write_text(content)
     code, out, err = run("--outcomes", str(file), "--model", "m", "--accelerator", "a100-80g")
     assert code == 2 and sentence in err and not out
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    code, _, err = run("--outcomes", str(tmp_path / "none.jsonl"), "--model", "m", "--accelerator", "a100-80g")
+    assert code == 2 and "none.jsonl: cannot be read: No such file" in err

@@ -13,9 +13,13 @@ from penstock.core.engine import SchedulingPolicy
 from penstock.core.reports import Outcome, Report, Verdict, summarise
 from penstock.core.traces import Trace, TraceRequest
 from penstock.simulator import Crash, Scenario, StartUp, make_report, simulate
+from penstock.simulator.compare import Compared
 from penstock.simulator.figures import Seen, attainment_curve, groups, intervals
 from penstock.simulator.outcomes import Outcomes
+from penstock.simulator.pages.compared import row
+from penstock.simulator.pages.words import interval_words
 from penstock.simulator.report import ClassUse, Resources
+from penstock.simulator.study import METRICS, Spread
 from penstock.simulator.timeline import Sample, Timeline
 from penstock.simulator.twin import Result
 from penstock.simulator.workloads import LengthShape, Tenant, arrivals, with_models, with_tenants
@@ -168,3 +172,12 @@ def test_tenants_and_models_are_told_apart(scenario: Scenario) -> None:
     assert Report.from_dict(report.to_dict()) == report
     nobody = simulate(scenario, Trace((TraceRequest(0.0, 100, 5),)))
     assert groups(Seen(nobody.outcomes), "tenant", 1.0, 0.1) == {}
+
+
+def test_a_row_of_energies_has_one_unit() -> None:
+    energy = next(metric for metric in METRICS if metric.name == "energy")
+    one, other = (Compared(energy, Spread.of([a]), Spread.of([b]), Spread.of([b - a])) for a, b in ((1e5, 4e5), (1, 2)))
+    assert row(one, narrow=True)[1:3] == ["0.0278 kWh", "0.111 kWh"]
+    assert row(other, narrow=True)[1:3] == ["1 J", "2 J"]
+    wide = Spread.of([3.0e5, 4.0e5, 5.0e5])
+    assert interval_words(energy, wide).count("kWh") == 2

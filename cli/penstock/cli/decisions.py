@@ -29,7 +29,8 @@ def decide_again(files: _Files) -> None:
             with file.open("rb") as lines:
                 replayed = replay_records(lines, str(file))
         except (OSError, RecordError) as error:
-            errors.print(f"penstock decide-again: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            said = f"{file}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+            errors.print(f"penstock decide-again: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
             raise typer.Exit(UNREADABLE) from None
         _show(console, file, replayed)
         different += replayed.different.total()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from penstock.api.base import DNS_LABEL_PATTERN
 from penstock.cli.plan_manifest import manifest
 from penstock.cli.plan_view import PlanProgress, as_json, print_plans
 from penstock.cli.replay_trace import Shape, TraceError, read_trace, shape_trace
@@ -41,6 +43,10 @@ from penstock.simulator.planning.phases import Mapper
 from rich.console import Console
 
 _LONGEST = 10_000  # Requests of a run.
+_TOO_SHORT = (
+    "runs have as many requests as there may be, and may be shorter than 2.5 answers at this rate: where batches have "
+    "not grown to what they come to in the end, a plan holds less than is said here"
+)
 NOTHING_HOLDS = 1
 NOTHING_SEARCHED = 2
 
@@ -137,9 +143,17 @@ def plan(
         space = replace(space, sample=space.sample.first(found.requests))
         why = why_second(space, ready.goal, found)
     if not found.ranking:
-        console.print(f"penstock plan: {why_nothing(space, ready.goal, found)}", style="red", soft_wrap=True)
+        console.print(
+            f"penstock plan: {why_nothing(space, ready.goal, found)}",
+            style="red",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(NOTHING_HOLDS)
     print_plans(console, space, ready.goal, found, why)
+    if requests is None and found.requests == _LONGEST:
+        console.print(f"plan: {_TOO_SHORT}", highlight=False, markup=False, soft_wrap=True)
     _write(json_file, as_json(space, ready.goal, found, why, _facts(trace.name, space, seed)))
     typer.echo(manifest(space, found.ranking[0].plan, manifest_of), nl=False)
 
@@ -173,8 +187,11 @@ def _model(name: str) -> ModelArchitecture:
 
 
 def _checked_name(space: Space, name: str) -> str:
-    if not (1 <= len(name) <= 40 and all(c.isascii() and (c.islower() or c.isdigit() or c == "-") for c in name)):
-        raise ValueError(f"{name!r} is no name of a ModelDeployment; write up to 40 lower-case letters, digits and -")
+    if len(name) > 40 or not re.fullmatch(DNS_LABEL_PATTERN, name):
+        raise ValueError(
+            f"{name!r} is no name of a ModelDeployment; write up to 40 lower-case letters, digits and -, which may be "
+            "neither first nor last"
+        )
     return name
 
 

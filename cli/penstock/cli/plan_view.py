@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from penstock.simulator.planning import Found, Goal, Space, Standing
+from penstock.simulator.planning import Found, Goal, Space, Standing, percent
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
@@ -46,7 +46,7 @@ class PlanProgress:
 
 def print_plans(console: Console, space: Space, goal: Goal, found: Found, why: str) -> None:
     """The best plans, and why the first is first."""
-    quantile = f"{space.objectives.attainment:.0%}"
+    quantile = percent(space.objectives.attainment)
     table = Table(title=f"plans by {goal.rank}", title_justify="left")
     columns = ("", "plan", "GPUs", "req/s", f"TTFT {quantile}", f"TPOT {quantile}", "USD/h", "J/request")
     for column in columns:

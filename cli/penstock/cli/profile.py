@@ -54,7 +54,8 @@ def fit(
         degrees = Parallelism(tensor=tensor, pipeline=pipeline)
         made = profile_object(fitted, model, accelerator, degrees, name)
     except (OSError, ValueError) as error:
-        console.print(f"penstock profile fit: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        said = f"{outcomes}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+        console.print(f"penstock profile fit: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(NOTHING_FITTED) from None
     for phase, quality in (("prefill", fitted.prefill), ("decode", fitted.decode)):
         console.print(f"profile: {phase}: {_sentence(quality)}", highlight=False, markup=False, soft_wrap=True)

@@ -84,7 +84,8 @@ def _print_scaling(console: Console, scaling: Mapping[str, Any] | None) -> None:
         return
     table = _table("scaling", ("at", "pool", "workers", "why"))
     for change in scaling["changes"]:
-        why = change["why"].partition(": ")[2]
+        moved = f"scaled {change['pool']} from {change['before']} to {change['after']}"
+        why = change["why"].removeprefix(moved).lstrip(": ")
         table.add_row(f"{change['at_s']:.0f} s", change["pool"], f"{change['before']} -> {change['after']}", why)
     console.print(table)
     facts = [f"at most {scaling['most_accelerators']} accelerators held"]

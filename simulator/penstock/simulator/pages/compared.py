@@ -51,8 +51,9 @@ def compare_page(first: Side, second: Side) -> str:
 def row(one: Compared, *, narrow: bool = False) -> list[str]:
     """A metric's cells under `HEAD`; `narrow`: only the means of A and B."""
     ratio = "-" if one.ratio is None else f"{one.ratio:.3f}"
+    larger = max(abs(one.first.mean), abs(one.second.mean))
     first, second = (
-        metric_words(one.metric, side.mean) if narrow else spread_words(one.metric, side)
+        metric_words(one.metric, side.mean, larger) if narrow else spread_words(one.metric, side, larger)
         for side in (one.first, one.second)
     )
     return [
@@ -60,6 +61,6 @@ def row(one: Compared, *, narrow: bool = False) -> list[str]:
         first,
         second,
         ratio,
-        interval_words(one.metric, one.difference),
+        interval_words(one.metric, one.difference, larger),
         one.verdict,
     ]

@@ -21,31 +21,33 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def amount(value: float | None, unit: str = "") -> str:
-    """Three digits that count, and the unit; energy in the unit that fits."""
+def amount(value: float | None, unit: str = "", like: float | None = None) -> str:
+    """Three digits that count, and the unit; energy in the unit that fits, or that fits what is `like` it."""
     if value is None:
         return "-"
-    if unit == "J" and abs(value) >= 3.6e5:
+    if unit == "J" and abs(value if like is None else like) >= 3.6e5:
         value, unit = value / 3.6e6, "kWh"
     said = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{said} {unit}".rstrip()
 
 
-def metric_words(metric: Metric, value: float | None) -> str:
-    """A metric's value in its own unit."""
+def metric_words(metric: Metric, value: float | None, like: float | None = None) -> str:
+    """A metric's value in its own unit; energy in that of the value it is `like`, so that a row has one unit."""
     if metric.name in _SHARES:
         return share(value)
-    return time_words(value) if metric.unit == "s" else amount(value, metric.unit)
+    return time_words(value) if metric.unit == "s" else amount(value, metric.unit, like)
 
 
-def spread_words(metric: Metric, spread: Spread) -> str:
-    """The mean, and half the width of its interval where there is one."""
-    said = metric_words(metric, spread.mean)
-    return said if spread.high is None else f"{said} ± {metric_words(metric, spread.high - spread.mean)}"
+def spread_words(metric: Metric, spread: Spread, like: float | None = None) -> str:
+    """The mean, and half the width of its interval where there is one; in the unit of the mean, if `like` is None."""
+    like = spread.mean if like is None else like
+    said = metric_words(metric, spread.mean, like)
+    return said if spread.high is None else f"{said} ± {metric_words(metric, spread.high - spread.mean, like)}"
 
 
-def interval_words(metric: Metric, spread: Spread) -> str:
-    """From .. to .., or a dash where one seed says nothing."""
+def interval_words(metric: Metric, spread: Spread, like: float | None = None) -> str:
+    """From .. to .., or a dash where one seed says nothing; in the unit of the mean, if `like` is None."""
     if spread.low is None or spread.high is None:
         return "-"
-    return f"{metric_words(metric, spread.low)} to {metric_words(metric, spread.high)}"
+    like = spread.mean if like is None else like
+    return f"{metric_words(metric, spread.low, like)} to {metric_words(metric, spread.high, like)}"

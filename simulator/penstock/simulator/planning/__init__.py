@@ -5,12 +5,13 @@ Enter with a `Space` (model, nodes, sample of requests, objectives) and a `Goal`
 """
 
 from penstock.simulator.planning.candidates import Cell, Plan, PlanPool, cells_of
-from penstock.simulator.planning.explain import what_fits, why_nothing, why_second
+from penstock.simulator.planning.explain import percent, what_fits, why_nothing, why_second
 from penstock.simulator.planning.goal import Goal, Objectives, Rank, Sample, Space, draw_sample
 from penstock.simulator.planning.search import Counts, Found, Standing, find_plans, rank_plans
 from penstock.simulator.planning.trial import Trial, try_plan
 
 __all__ = [
     "Cell", "Counts", "Found", "Goal", "Objectives", "Plan", "PlanPool", "Rank", "Sample", "Space", "Standing", "Trial",
-    "cells_of", "draw_sample", "find_plans", "rank_plans", "try_plan", "what_fits", "why_nothing", "why_second",
+    "cells_of", "draw_sample", "find_plans", "percent", "rank_plans", "try_plan", "what_fits", "why_nothing",
+    "why_second",
 ]  # fmt: skip

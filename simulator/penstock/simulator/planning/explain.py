@@ -11,7 +11,7 @@ from penstock.simulator.planning.search import Found, Standing
 from penstock.simulator.planning.trial import Trial, try_plan
 from penstock.simulator.scenario import NodeGroup
 
-__all__ = ["misses", "what_fits", "why_nothing", "why_second"]
+__all__ = ["misses", "percent", "what_fits", "why_nothing", "why_second"]
 
 
 def why_second(space: Space, goal: Goal, found: Found) -> str:
@@ -35,15 +35,20 @@ def why_second(space: Space, goal: Goal, found: Found) -> str:
     return f"{text}; it has {_figures(second.trial)} against {_figures(best.trial)}."
 
 
+def percent(share: float) -> str:
+    """A share as it was asked for: no digit is rounded away, since 99.95% is not 100%."""
+    return f"{round(100 * share, 6):g}%"
+
+
 def misses(space: Space, trial: Trial) -> str:
     """Which objectives a run missed, in numbers."""
     goal = space.objectives
     said = [
-        f"{name} at the {goal.attainment:.0%} quantile is {_milliseconds(found)} against {_milliseconds(limit)}"
+        f"{name} at the {percent(goal.attainment)} quantile is {_milliseconds(found)} against {_milliseconds(limit)}"
         for name, found, limit in (("TTFT", trial.ttft_s, goal.ttft_s), ("TPOT", trial.tpot_s, goal.tpot_s))
         if found > limit
     ]
-    both = f"{trial.attainment:.1%} of the requests meet both objectives, {goal.attainment:.0%} are asked for"
+    both = f"{trial.attainment:.1%} of the requests meet both objectives, {percent(goal.attainment)} are asked for"
     return "; ".join([*said, both])
 
 
