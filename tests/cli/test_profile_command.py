@@ -81,3 +81,24 @@ def test_what_is_no_benchmark_is_refused_in_a_sentence(tmp_path: Path, content: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     code, _, err = run("--outcomes", str(tmp_path / "none.jsonl"), "--model", "m", "--accelerator", "a100-80g")
     assert code == 2 and "none.jsonl: cannot be read: No such file" in err
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "sentence"),
+    [
+        ("m", "Bad Name", "'Bad Name' is no name of an object"),
+        ("m", "-m", "neither first nor last"),
+        ("my model", "m", "modelName 'my model': String should match"),
+    ],
+)
+def test_no_name_is_printed_that_the_api_refuses(outcomes: Path, model: str, name: str, sentence: str) -> None:
+    code, out, err = run(
+        "--outcomes", str(outcomes), "--model", model, "--accelerator", "a100-80g", "--name", name
+    )  # fmt: skip
+    assert code == 2 and sentence in err and not out
+
+
+def test_a_name_is_made_of_any_models(outcomes: Path) -> None:
+    code, out, err = run("--outcomes", str(outcomes), "--model", "org/Model_1.5:tag+x", "--accelerator", "a100-80g")
+    assert code == 0, err
+    assert yaml.safe_load(out)["metadata"]["name"] == "model-1-5-tag-x-a100-80g-tp1"

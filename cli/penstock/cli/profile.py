@@ -7,6 +7,7 @@ the object to standard output. Exit code 2 means that nothing could be fitted.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +15,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 from penstock.api import PerformanceProfile
+from penstock.api.base import DNS_NAME_PATTERN
 from penstock.core.models import Parallelism
 from penstock.core.models.fitting import Fit, Observed, Quality, fit_profile
 from penstock.core.reports import Verdict
+from pydantic import ValidationError
 from rich.console import Console
 
 NOTHING_FITTED = 2
@@ -78,7 +81,7 @@ def read_outcomes(path: Path) -> Iterator[Observed]:
 
 
 def profile_object(fitted: Fit, model: str, accelerator: str, degrees: Parallelism, name: str | None) -> dict[str, Any]:
-    """The object as a manifest. Raises pydantic's ValidationError, a ValueError, for a name the API does not take."""
+    """The object as a manifest. Raises ValueError for a name that the API does not take, of object, model or class."""
     a, b, c = fitted.profile.prefill
     d, e, f = fitted.profile.decode
     spec = {
@@ -92,14 +95,24 @@ def profile_object(fitted: Fit, model: str, accelerator: str, degrees: Paralleli
         f"decode {fitted.decode.median_error:.1%}",
     }
     spread = "-".join(f"{key[0]}p{degree}" for key, degree in degrees.to_dict().items())
-    called = name or f"{model.rpartition('/')[2].lower().replace('.', '-').replace('_', '-')}-{accelerator}-{spread}"
+    plain = re.sub(r"[^a-z0-9]+", "-", model.rpartition("/")[2].lower()).strip("-")
+    called = name or f"{plain}-{accelerator}-{spread}"
+    if len(called) > 253 or not re.fullmatch(DNS_NAME_PATTERN, called):
+        raise ValueError(
+            f"{called!r} is no name of an object; give one by --name: lower-case letters, digits, - and ., which may be "
+            "neither first nor last"
+        )
     made = {
         "apiVersion": "penstock.dev/v1alpha1",
         "kind": "PerformanceProfile",
         "metadata": {"name": called},
         "spec": spec,
     }
-    PerformanceProfile.model_validate(made)
+    try:
+        PerformanceProfile.model_validate(made)
+    except ValidationError as error:
+        wrong = (f"{one['loc'][-1]} {one['input']!r}: {one['msg']}" for one in error.errors())
+        raise ValueError(f"the API takes no such profile: {'; '.join(wrong)}") from None
     return made
 
 
