@@ -99,8 +99,8 @@ def profile_object(fitted: Fit, model: str, accelerator: str, degrees: Paralleli
     called = name or f"{plain}-{accelerator}-{spread}"
     if len(called) > 253 or not re.fullmatch(DNS_NAME_PATTERN, called):
         raise ValueError(
-            f"{called!r} is no name of an object; give one by --name: lower-case letters, digits, - and ., which may be "
-            "neither first nor last"
+            f"{called!r} is no name of an object; give one by --name: lower-case letters, digits, - and ., which "
+            "may be neither first nor last"
         )
     made = {
         "apiVersion": "penstock.dev/v1alpha1",
