@@ -133,6 +133,25 @@ def test_reports_of_earlier_runs_are_compared_too(scenario: Path, tmp_path: Path
     assert "is no report of penstock simulate" in broken.output
 
 
+def test_runs_of_other_seeds_are_never_paired(scenario: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    for file, seed in ((one, "7"), (other, "8")):
+        assert penstock("simulate", scenario, "--seed", seed, "--seeds", "2", "--json", file).exit_code == 0
+    for pair in ((one, other), (one, scenario), (scenario, one)):
+        done = penstock("compare", *pair, "--seeds", "2")
+        assert done.exit_code == 2
+        assert "cannot pair runs of other seeds" in done.output and "one.json has seeds 7, 8" in done.output
+    assert penstock("compare", one, scenario, "--seed", "7", "--seeds", "2").exit_code == 0
+
+
+def test_scenarios_of_other_seeds_are_played_with_the_first_ones(scenario: Path, tmp_path: Path) -> None:
+    later, found = tmp_path / "later.yaml", tmp_path / "found.json"
+    later.write_text(f"seed: 5\n{SCENARIO}")
+    done = penstock("compare", scenario, later, "--seeds", "2", "--json", found)
+    assert done.exit_code == 0, done.output
+    assert {one["second_is"] for one in json.loads(found.read_text())["metrics"].values()} == {"equal"}
+
+
 def test_a_sweep_plays_every_combination(scenario: Path, tmp_path: Path) -> None:
     files = tmp_path / "s.json", tmp_path / "s.html"
     options = ["--rate", "2,12", "--policy", "LeastLoaded,RoundRobin", "--seeds", "2"]

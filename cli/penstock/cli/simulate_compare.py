@@ -105,16 +105,21 @@ def sweep_command(
 def _sides(
     first: Path, second: Path, seed: int | None, seeds: int, settings: list[str], console: Console
 ) -> tuple[Side, Side]:
-    """Both sides: read where they are reports, else simulated, all runs of both together."""
+    """Both sides: read where they are reports, else simulated; scenarios with the seeds of `seed`, or of the first."""
     made: list[Side | None] = [None, None]
+    played_with: list[tuple[int, ...]] = []
     jobs: list[tuple[int, ScenarioForm, Traces]] = []
     for at, path in enumerate((first, second)):
         if path.suffix == ".json":
             earlier = read_report(path)
             made[at] = Side(path.stem, (earlier.report,), earlier.values)
+            played_with.append(earlier.seeds)
         else:
             form = _seeded(changed(read_scenario(path), settings, str(path)), seed)
+            seed = form.seed
+            played_with.append(tuple(range(seed, seed + seeds)))
             jobs.append((at, form, open_traces(path.parent, _sayer(console, "compare"))))
+    _check_pairs((first, second), played_with)
     for _, form, traces in jobs:
         prepare(form, traces, form.seed)
     for at, form, traces in jobs:
@@ -126,6 +131,17 @@ def _sides(
     if one is None or other is None:
         raise ValueError("give two scenarios or reports")
     return one, other
+
+
+def _check_pairs(paths: tuple[Path, Path], played_with: list[tuple[int, ...]]) -> None:
+    """Raises ValueError where run would be paired with run though their seeds are known to differ."""
+    ours, theirs = played_with
+    if ours and theirs and len(ours) == len(theirs) and ours != theirs:
+        said = " and ".join(
+            f"{path.name} has seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            for path, seeds in zip(paths, played_with, strict=True)
+        )
+        raise ValueError(f"cannot pair runs of other seeds: {said}; give both the same, as by --seed")
 
 
 def _rows(cells: tuple[Cell, ...], seed: int, seeds: int, traces: Traces, console: Console) -> list[Row]:

@@ -29,6 +29,8 @@ class Earlier:
 
     report: Report
     values: dict[str, tuple[float, ...]]
+    seeds: tuple[int, ...]
+    """Of the twin's runs, in the order of values; none for the replay of a cluster, which no seed repeats."""
 
 
 def open_traces(folder: Path, say: Callable[[str], None]) -> Traces:
@@ -78,7 +80,7 @@ def read_report(path: Path) -> Earlier:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: is no report of penstock simulate or replay: {error}") from None
-    return Earlier(report, _values(report))
+    return Earlier(report, _values(report), _seeds(report))
 
 
 def _values(report: Report) -> dict[str, tuple[float, ...]]:
@@ -86,6 +88,13 @@ def _values(report: Report) -> dict[str, tuple[float, ...]]:
     if metrics is None:
         return figures_of([report])
     return {name: tuple(spread["values"]) for name, spread in metrics.items()}
+
+
+def _seeds(report: Report) -> tuple[int, ...]:
+    run = report.run
+    if "scenario" not in run:
+        return ()
+    return tuple(run.get("over_seeds", {}).get("seeds", (run["seed"],)))
 
 
 def changed(form: ScenarioForm, settings: list[str], name: str) -> ScenarioForm:
