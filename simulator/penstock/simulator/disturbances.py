@@ -130,11 +130,12 @@ class Disturbances:
 
 
 def _check(fault: Fault, workers: int) -> None:
+    said = f"{type(fault).__name__} at {fault.at_s:g} s"
     named = [fault.worker]
     if isinstance(fault, Partition) and fault.peer is not None:
         named.append(fault.peer)
     for number in named:
         if not 0 <= number < workers:
-            raise Impossible(f"{fault}: there is no worker {number}; there are {workers}, from 0")
+            raise Impossible(f"{said}: there is no worker {number}; there are {workers}, from 0")
     if not fault.at_s >= 0.0:
-        raise Impossible(f"{fault}: a run begins at 0 s; give a time from then on")
+        raise Impossible(f"{said}: a run begins at 0 s; give a time from then on")
