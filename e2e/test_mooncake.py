@@ -37,7 +37,7 @@ MODEL = "e2e/mooncake-70b"
 TIME_SCALE = 5.0
 CONTEXT = 32_768
 PREFILLS, DECODES = 4, 2
-RATE_SCALE = 0.57
+RATE_SCALE = 0.68
 """Of the trace's own rate, in the engines' time."""
 VIRTUAL_S = 900.0
 """Engine time of one policy's run."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from penstock.core.engine import violations
 from penstock.core.fleet import Role
@@ -153,6 +153,21 @@ def faults(draw: st.DrawFn) -> Crash | Slow | Throttle | Partition | LostEvents:
     policy=st.sampled_from(["LeastLoaded", "KVAware", "Splitwise"]),
     rate=st.sampled_from([0.05, 1.0, 50.0]),
     lease=st.sampled_from([0.3, 2.0, 30.0]),
+)
+# Sequences that the router gave up are ended while they pull.
+@example(
+    faults=[
+        Slow(0.0, 2.300939111551583, 0, 0.3),
+        Partition(5.551060061440413, 9.323522330032597, 0, router=False),
+        Partition(0.0, 1.1, 1, router=False, peers=True),
+        Partition(4.083398310924724, 5.501712864797747, 3, router=True, peers=True),
+        Partition(6.09472750303744, 8.574681201225191, 2, router=True),
+    ],
+    seed=221,
+    first=FirstToken.PREFILL,
+    policy="LeastLoaded",
+    rate=0.05,
+    lease=30.0,
 )
 def test_whatever_breaks_every_request_ends_once(
     apart: Scenario, faults: list, seed: int, first: FirstToken, policy: str, rate: float, lease: float

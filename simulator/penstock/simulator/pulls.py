@@ -77,6 +77,14 @@ class KvPulls:
             if stream.worker is not worker:
                 self._fail(stream, now)
 
+    def drop(self, worker: TwinWorker, sequence_id: str, now: float) -> None:
+        """Nobody waits any more for what this sequence pulls, if it pulls; its lease is left to end by itself."""
+        for number in self.transfers.between(worker.number):
+            stream = self._pulling[number]
+            if stream.worker is worker and stream.id == sequence_id:
+                del self._pulling[number]
+                self.transfers.cancel(number, now)
+
     def cut(self, one: int, other: int | None, now: float) -> None:
         """KV between this worker and another, or all others, stands still."""
         self._apart[one, other] = self._apart.get((one, other), 0) + 1

@@ -245,7 +245,15 @@ class Twin:
 
     def wanted(self, worker: TwinWorker, transfer: Transfer, now: float) -> None:
         """A decode worker has blocks for a prompt that another worker computed."""
-        self.pulls.pull(self.requests.streams[transfer.id], transfer, now)
+        stream = self.requests.streams.get(transfer.id)
+        if stream is None:  # The router has given it up and cannot say so: whence the KV was to come is forgotten.
+            worker.remote(transfer.id, False, now)
+        else:
+            self.pulls.pull(stream, transfer, now)
+
+    def aborted(self, worker: TwinWorker, sequence_id: str, now: float) -> None:
+        """A worker has ended a sequence that nobody waits for."""
+        self.pulls.drop(worker, sequence_id, now)
 
     def _catch_up(self, now: float) -> None:
         """Let the index hear of the blocks that were overwritten up to now, within runs too."""

@@ -46,6 +46,10 @@ class Listener(Protocol):
         """A sequence has blocks for a prompt that another worker computed; answer with `remote`."""
         ...
 
+    def aborted(self, worker: TwinWorker, sequence_id: str, now: float) -> None:
+        """A sequence was ended before its time; whatever it waited for is not wanted any more."""
+        ...
+
 
 class TwinWorker:
     """An engine that is driven by events. `number` is its place among the workers, from 0."""
@@ -239,6 +243,7 @@ class TwinWorker:
     def _abort_now(self, now: float) -> None:
         for name in self._aborts:
             self.engine.abort(name, now)
+            self._listener.aborted(self, name, now)
         self._aborts.clear()
 
     def _end_after(self, milliseconds: float) -> None:
