@@ -67,6 +67,11 @@ def test_the_cheapest_plan_takes_no_more_than_the_rate_asks_for(trace: Path, tmp
         ({"--nodes": "a100"}, 2, "is no node group"),
         ({"--name": "No Name"}, 2, "is no name of a ModelDeployment"),
         ({"--name": "-planned-"}, 2, "neither first nor last"),
+        (
+            {"--max-context": "900000"},
+            2,
+            "a context of 900000 tokens is not possible: facebook/opt-13b takes 2 to 2048",
+        ),
         ({"--attainment": "high"}, 2, "is no percentage"),
         ({"--ttft": "2ms"}, 1, "not even idle workers are fast enough"),
         ({"--rank": "cost", "--rate": "5000"}, 1, "5000 requests a second"),

@@ -126,6 +126,11 @@ def plan(
     console = Console(stderr=True)
     try:
         architecture = _model(model)
+        if max_context is not None and max_context > architecture.max_context:
+            raise ValueError(
+                f"a context of {max_context} tokens is not possible: {architecture.name} takes 2 to "
+                f"{architecture.max_context}"
+            )
         shape = Shape(max_context_tokens=max_context or architecture.max_context, seed=seed)
         objectives = Objectives(ttft, tpot, attainment)
         ready = _prepare(trace, architecture, nodes, shape, objectives, rank, rate, requests, skip_bad=skip_bad)
