@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from penstock.api.base import DNS_LABEL_PATTERN
+from penstock.api.quantities import DURATION_PATTERN, PERCENT_PATTERN, format_duration
 from penstock.cli.plan_manifest import manifest
 from penstock.cli.plan_view import PlanProgress, as_json, print_plans
 from penstock.cli.replay_trace import Shape, TraceError, read_trace, shape_trace
@@ -53,9 +54,14 @@ NOTHING_SEARCHED = 2
 
 def _duration(text: str) -> float:
     try:
-        return parse_duration(text)
+        seconds = parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    # The manifest has to say what was searched for.
+    said = format_duration(seconds)
+    if not re.fullmatch(DURATION_PATTERN, said) or abs(parse_duration(said) - seconds) > 1e-9:
+        raise typer.BadParameter(f"{text!r} is no objective that the API takes; write whole milliseconds, as 40ms")
+    return seconds
 
 
 def _percent(text: str) -> float:
@@ -66,6 +72,8 @@ def _percent(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is no percentage; write for example 90%") from None
     if not (text.endswith("%") and 0 < share <= 1):
         raise typer.BadParameter(f"{text!r} is no percentage above 0% and up to 100%; write for example 90%")
+    if not re.fullmatch(PERCENT_PATTERN, f"{share * 100:g}%"):
+        raise typer.BadParameter(f"{text!r} is finer than the API takes it; write up to three digits after the point")
     return share
 
 
