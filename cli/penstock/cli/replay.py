@@ -9,12 +9,13 @@ import asyncio
 import json
 import resource
 import signal
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import uvloop
+from msgspec.structs import asdict
 from penstock.cli.replay_client import Target, Timeouts, normal_base
 from penstock.cli.replay_run import Plan, Progress, PromptForm
 from penstock.cli.replay_run import replay as play
