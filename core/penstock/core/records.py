@@ -59,7 +59,7 @@ def _array(value: Any) -> Any:
     """Arrays and their scalars as lists and numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise NotImplementedError(f"a {type(value).__name__} cannot stand in a record")
+    raise TypeError(f"a {type(value).__name__} cannot stand in a record")
 
 
 class Ring:
