@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from html import escape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +17,19 @@ from penstock.core.traces import Trace, TraceRequest
 from penstock.simulator import Crash, Scenario, StartUp, make_report, simulate
 from penstock.simulator.compare import Compared
 from penstock.simulator.figures import Seen, attainment_curve, groups, intervals
+from penstock.simulator.files import Traces, parse_scenario
 from penstock.simulator.outcomes import Outcomes
 from penstock.simulator.pages.compared import row
+from penstock.simulator.pages.run import run_page
+from penstock.simulator.pages.scaled import change_cells
 from penstock.simulator.pages.words import interval_words
 from penstock.simulator.report import ClassUse, Resources
-from penstock.simulator.study import METRICS, Spread
+from penstock.simulator.study import METRICS, Spread, play_all
 from penstock.simulator.timeline import Sample, Timeline
 from penstock.simulator.twin import Result
 from penstock.simulator.workloads import LengthShape, Tenant, arrivals, with_models, with_tenants
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "concepts"
 NOTHING = ClassUse(0, 0, 0.0, 0.0, 0.0, None, 0.0, 0.0)
 
 
@@ -172,6 +178,23 @@ def test_tenants_and_models_are_told_apart(scenario: Scenario) -> None:
     assert Report.from_dict(report.to_dict()) == report
     nobody = simulate(scenario, Trace((TraceRequest(0.0, 100, 5),)))
     assert groups(Seen(nobody.outcomes), "tenant", 1.0, 0.1) == {}
+
+
+def test_the_page_says_what_the_autoscaler_did_and_why() -> None:
+    form = parse_scenario((DOCS / "twin-scaling.yaml").read_text(encoding="utf-8"), "twin-scaling.yaml")
+    (report,) = play_all([(form, 0)], Traces(no_trace))
+    shown = run_page("twin-scaling", [report])
+    assert "What the autoscaler did" in shown
+    assert "Power domains" in shown
+    assert report.run["scaling"]["changes"]
+    for change in report.run["scaling"]["changes"]:
+        assert escape(change_cells(change)[3]) in shown
+    still = replace(report, run={name: value for name, value in report.run.items() if name not in ("scaling", "power")})
+    assert "What the autoscaler did" not in run_page("still", [still])
+
+
+def no_trace(file: str, skip_bad: bool) -> Trace:
+    raise FileNotFoundError(file)
 
 
 def test_a_row_of_energies_has_one_unit() -> None:

@@ -11,7 +11,8 @@ from penstock.cli.report_view import print_report
 from penstock.core.reports import Report
 from penstock.simulator.compare import Compared
 from penstock.simulator.pages import compared, swept
-from penstock.simulator.pages.words import interval_words, metric_words, share, time_words
+from penstock.simulator.pages.scaled import change_cells, scaling_facts
+from penstock.simulator.pages.words import amount, interval_words, metric_words, share, time_words
 from penstock.simulator.study import METRICS, Spread
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -82,17 +83,11 @@ def _print_scaling(console: Console, scaling: Mapping[str, Any] | None) -> None:
     """What the autoscaler did, change by change, and why."""
     if scaling is None:
         return
-    table = _table("scaling", ("at", "pool", "workers", "why"))
+    table = _table("scaling", ("at", "pool", "workers", "why"), left=4)
     for change in scaling["changes"]:
-        moved = f"scaled {change['pool']} from {change['before']} to {change['after']}"
-        why = change["why"].removeprefix(moved).lstrip(": ")
-        table.add_row(f"{change['at_s']:.0f} s", change["pool"], f"{change['before']} -> {change['after']}", why)
+        table.add_row(*change_cells(change))
     console.print(table)
-    facts = [f"at most {scaling['most_accelerators']} accelerators held"]
-    facts += [f"{count} nodes of {name} added" for name, count in scaling["nodes_added"].items()]
-    facts += [f"{scaling['overdue']} workers at work when their grace ended"] if scaling["overdue"] else []
-    facts += [f"held by {name} in {count} cycles" for name, count in scaling["refusals"].items()]
-    console.print(f"scaling     {'; '.join(facts)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"scaling     {'; '.join(scaling_facts(scaling))}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_over_seeds(console: Console, found: Mapping[str, Spread], seeds: int) -> None:
@@ -158,7 +153,7 @@ def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
 
 def _cells(use: Mapping[str, Any]) -> list[str]:
     busy = "-" if use["busy_share"] is None else f"{use['busy_share']:.1%}"
-    energy = f"{use['joules'] / 3.6e6:.3g} kWh"
+    energy = amount(use["joules"], "J")
     return [
         str(use["workers"]), str(use["accelerators"]), busy, f"{use['gpu_hours']:.2f}", f"{use['cost_usd']:.2f} USD",
         energy,

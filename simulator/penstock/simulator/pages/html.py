@@ -17,8 +17,8 @@ body { margin: 0 auto; max-width: 1120px; padding: 28px 24px 60px; color: var(--
   font: 14px/1.5 "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 16px; margin: 34px 0 10px; }
 p { margin: 4px 0 10px; color: var(--quiet); max-width: 78ch; }
-.cards { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0; }
-.card { flex: 1 1 150px; border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px;
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: 10px; margin: 18px 0; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px;
   background: var(--tint); }
 .card b { display: block; font-size: 20px; font-weight: 600; white-space: nowrap; }
 .card span { color: var(--quiet); font-size: 12.5px; }
@@ -26,10 +26,11 @@ p { margin: 4px 0 10px; color: var(--quiet); max-width: 78ch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 50%; }
 th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--quiet); font-weight: 600; font-size: 12.5px; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, th.words, td.words { text-align: left; }
+td.words { white-space: normal; min-width: 30ch; }
 tr.better td:last-child { color: #2f7d32; font-weight: 600; }
 tr.worse td:last-child { color: #b23b1e; font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 16px 22px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 16px 22px; }
 .figures svg { width: 100%; height: auto; }
 details { margin-top: 26px; } summary { cursor: pointer; color: var(--quiet); }
 pre { background: var(--tint); border: 1px solid var(--line); border-radius: 8px; padding: 12px; overflow-x: auto;
@@ -65,15 +66,18 @@ def cards(figures_said: Sequence[tuple[str, str]]) -> str:
     return f'<div class="cards">{inner}</div>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str] = ()) -> str:
-    """A table of text; `marks` are classes of its rows. Nothing without rows."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str] = (), words: Sequence[str] = ()
+) -> str:
+    """A table of text; `marks` are classes of its rows, `words` the columns of sentences. Nothing without rows."""
     if not rows:
         return ""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    kinds = [' class="words"' if name in words else "" for name in head]
+    top = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
     lines = []
     for number, row in enumerate(rows):
         mark = f' class="{escape(marks[number])}"' if marks else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+        lines.append(f"<tr{mark}>" + _cells(kinds, row) + "</tr>")
     body = "\n".join(lines)
     return f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
@@ -89,6 +93,10 @@ def figures(drawings: Sequence[Draw], *, width: float = 5.6, height: float = 3.0
 def fold(title: str, text: str) -> str:
     """Text that is there when asked for."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _cells(kinds: Sequence[str], row: Sequence[str]) -> str:
+    return "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
 
 
 def _own_ids(svg: str) -> str:

@@ -9,6 +9,7 @@ import yaml
 from penstock.core.reports import Report, Summary
 from penstock.simulator.pages.html import cards, figures, fold, page, section, table
 from penstock.simulator.pages.plots import course_plots, latency_plots, scale_plot
+from penstock.simulator.pages.scaled import power_section, scaling_section
 from penstock.simulator.pages.words import amount, interval_words, metric_words, share, time_words
 from penstock.simulator.study import METRICS, spreads
 
@@ -40,9 +41,11 @@ def run_page(name: str, reports: Sequence[Report]) -> str:
                 figures([scale_plot([(name, reports)]), *latency_plots([(name, reports)])]),
             ),
             section("Course of the run", "", figures(course_plots(report))),
+            scaling_section(report),
             section(
                 "What it took", "Energy is the accelerators' alone.", table(_USE_HEAD, _use(report.run["resources"]))
             ),
+            power_section(report),
             _groups("Tenants", report.run.get("tenants", {})),
             _groups("Models", report.run.get("models", {})),
             fold("The cluster and its workload", _scenario(report)),

@@ -27,6 +27,8 @@ def amount(value: float | None, unit: str = "", like: float | None = None) -> st
         return "-"
     if unit == "J" and abs(value if like is None else like) >= 3.6e5:
         value, unit = value / 3.6e6, "kWh"
+    elif unit == "J" and abs(value if like is None else like) >= 1e4:
+        value, unit = value / 1e3, "kJ"
     said = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{said} {unit}".rstrip()
 
