@@ -115,7 +115,9 @@ def print_swept(console: Console, fields: Sequence[str], rows: Sequence[swept.Ro
     """Every scenario of a grid, a line each."""
     # The last word of a field's path is enough to tell columns apart on a terminal.
     words = [field.rsplit(".", 1)[-1] for field in fields]
-    table = _table("sweep", (*words, *swept.SHOWN), left=len(fields))
+    table = _table("sweep", (*words, *swept.narrow_head()), left=len(fields))
+    for column in table.columns[: len(fields)]:
+        column.no_wrap = True
     for row in swept.sweep_rows(rows, narrow=True):
         table.add_row(*row)
     console.print(table)
@@ -147,7 +149,7 @@ def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
     """A table whose first columns are of words."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right")
+        table.add_column(column, overflow="fold", justify="left" if number < left else "right")
     return table
 
 

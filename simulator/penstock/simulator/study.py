@@ -88,9 +88,9 @@ def _good(report: Report) -> float | None:
     return None if report.attainment is None else report.attainment * report.requests.total
 
 
-def _per(report: Report, amount: float | None) -> float | None:
+def _per_thousand(report: Report, amount: float | None) -> float | None:
     good = _good(report)
-    return amount / good if amount is not None and good else None
+    return 1000 * amount / good if amount is not None and good else None
 
 
 METRICS: tuple[Metric, ...] = (
@@ -110,8 +110,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("GPU hours", "h", False, lambda report: _use(report, "gpu_hours")),
     Metric("cost", "USD", False, lambda report: _use(report, "cost_usd")),
     Metric("energy", "J", False, lambda report: _use(report, "joules")),
-    Metric("cost per good request", "USD", False, lambda report: _per(report, _use(report, "cost_usd"))),
-    Metric("energy per good request", "J", False, lambda report: _per(report, _use(report, "joules"))),
+    Metric("cost per 1000 good", "USD", False, lambda report: _per_thousand(report, _use(report, "cost_usd"))),
+    Metric("energy per 1000 good", "J", False, lambda report: _per_thousand(report, _use(report, "joules"))),
 )
 """What runs are compared by; a good request is one within both objectives."""
 

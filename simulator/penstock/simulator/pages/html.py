@@ -27,7 +27,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width
 th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--quiet); font-weight: 600; font-size: 12.5px; }
 th:first-child, td:first-child, th.words, td.words { text-align: left; }
-td.words { white-space: normal; min-width: 30ch; }
+td.words { white-space: normal; }
 tr.better td:last-child { color: #2f7d32; font-weight: 600; }
 tr.worse td:last-child { color: #b23b1e; font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 16px 22px; }

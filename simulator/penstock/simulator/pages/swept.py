@@ -12,10 +12,12 @@ from penstock.simulator.pages.words import metric_words, spread_words
 from penstock.simulator.study import METRICS, Metric, Spread
 from penstock.simulator.sweep import Axis
 
-__all__ = ["SHOWN", "Row", "sweep_page", "sweep_rows"]
+__all__ = ["SHOWN", "Row", "narrow_head", "sweep_page", "sweep_rows"]
 
-SHOWN = ("attainment", "goodput", "TTFT p99", "TPOT p99", "utilisation", "cost per good request")
+SHOWN = ("attainment", "goodput", "TTFT p99", "TPOT p99", "utilisation", "cost per 1000 good")
 """Metrics of the table and the plots."""
+
+_IN_HEAD = ("req/s", "USD")
 
 Row = tuple[tuple[Any, ...], Mapping[str, Spread]]
 """A scenario's values, in the order of axes, and its metrics over seeds."""
@@ -29,13 +31,18 @@ def sweep_page(name: str, axes: Sequence[Axis], rows: Sequence[Row]) -> str:
         f"{len(rows)} scenarios; means over seeds, plus and minus half of their 95 % confidence intervals.",
         (
             section("Course", "", figures(_plots(axes, rows))),
-            section("Scenarios", "", table(head, sweep_rows(rows))),
+            section("Scenarios", "", table(head, sweep_rows(rows), words=_named(axes))),
         ),
     )
 
 
+def narrow_head() -> list[str]:
+    """The metrics of `SHOWN` with the units that narrow cells leave out."""
+    return [f"{name} {_metric(name).unit}" if _metric(name).unit in _IN_HEAD else name for name in SHOWN]
+
+
 def sweep_rows(rows: Sequence[Row], *, narrow: bool = False) -> list[list[str]]:
-    """The cells of every scenario: its values, then the metrics of `SHOWN`; `narrow`: only their means."""
+    """The cells of every scenario: its values, then the metrics of `SHOWN`; `narrow`: means under `narrow_head`."""
     return [
         [*(str(value) for value in values), *(_cell(_metric(name), found.get(name), narrow) for name in SHOWN)]
         for values, found in rows
@@ -45,7 +52,10 @@ def sweep_rows(rows: Sequence[Row], *, narrow: bool = False) -> list[list[str]]:
 def _cell(metric: Metric, spread: Spread | None, narrow: bool) -> str:
     if spread is None:
         return "-"
-    return metric_words(metric, spread.mean) if narrow else spread_words(metric, spread)
+    if not narrow:
+        return spread_words(metric, spread)
+    said = metric_words(metric, spread.mean)
+    return said.partition(" ")[0] if metric.unit in _IN_HEAD else said
 
 
 def _plots(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Draw]:
@@ -62,6 +72,11 @@ def _plots(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Draw]:
         if lines:
             drawn.append(sweep_plot(name, _metric(name).unit, axes[across].path, lines))
     return drawn
+
+
+def _named(axes: Sequence[Axis]) -> list[str]:
+    """Axes of words."""
+    return [axis.path for axis in axes if not all(_number(value) for value in axis.values)]
 
 
 def _metric(name: str) -> Metric:

@@ -44,7 +44,7 @@ def spread_words(metric: Metric, spread: Spread, like: float | None = None) -> s
     """The mean, and half the width of its interval where there is one; in the unit of the mean, if `like` is None."""
     like = spread.mean if like is None else like
     said = metric_words(metric, spread.mean, like)
-    return said if spread.high is None else f"{said} ± {metric_words(metric, spread.high - spread.mean, like)}"
+    return said if spread.high is None else _joined(said, " ± ", metric_words(metric, spread.high - spread.mean, like))
 
 
 def interval_words(metric: Metric, spread: Spread, like: float | None = None) -> str:
@@ -52,4 +52,10 @@ def interval_words(metric: Metric, spread: Spread, like: float | None = None) ->
     if spread.low is None or spread.high is None:
         return "-"
     like = spread.mean if like is None else like
-    return f"{metric_words(metric, spread.low, like)} to {metric_words(metric, spread.high, like)}"
+    return _joined(metric_words(metric, spread.low, like), " to ", metric_words(metric, spread.high, like))
+
+
+def _joined(one: str, between: str, other: str) -> str:
+    """Two figures with one unit say it once."""
+    figure, _, unit = one.partition(" ")
+    return f"{figure}{between}{other}" if unit == other.partition(" ")[2] else f"{one}{between}{other}"
