@@ -17,19 +17,15 @@ import json
 import platform
 import resource
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from azure import in_conversations, lengths_of
 from penstock.core.models import Parallelism, find_model
-from penstock.core.traces import Trace, parse_trace
 from penstock.simulator import Scenario, make_report, parse_nodes, simulate
-from penstock.simulator.workloads import Columns, arrivals, as_workload, stream_like
+from penstock.simulator.workloads import as_workload
 
 SPLITWISE_CPU_S = 42.5
 """SplitwiseSim 8f99e7d on 70 machines and these 12,095 requests, less what it needs to start; see the README."""
-
-_BLOCK_TOKENS, _TURNS, _OPEN = 64, 4.0, 500
 
 
 def calibration() -> float:
@@ -39,24 +35,6 @@ def calibration() -> float:
     for number in range(10_000_000):
         total += number
     return time.process_time() - began
-
-
-def in_conversations(plain: Columns, seed: int) -> Trace:
-    """The same requests with prefix blocks: each goes on from one of the open conversations, drawn by lot, and a
-    conversation ends after `_TURNS` turns on average."""
-    rng = np.random.default_rng((seed, 0x707265))
-    opened: list[list[int]] = []
-    asked, named = [], 0
-    for _, request in plain.opening():
-        whole = request.input_tokens // _BLOCK_TOKENS
-        goes_on = len(opened) >= _OPEN
-        blocks = opened.pop(int(rng.integers(len(opened)))) if goes_on else []
-        new = max(0, whole - len(blocks))
-        blocks = blocks[:whole] + list(range(named, named + new))
-        named += new
-        asked.append(replace(request, prefix_blocks=tuple(blocks)))
-        opened.append([] if rng.random() < 1.0 / _TURNS else blocks)
-    return Trace(tuple(asked), _BLOCK_TOKENS)
 
 
 def resident_mib() -> float:
@@ -76,10 +54,7 @@ def main() -> None:
     parser.add_argument("--walk", action="store_true", help="take every decode step singly")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    recorded = parse_trace(options.trace.read_text().splitlines()).trace
-    # A little more time than needed, cut to the number wanted.
-    times = arrivals(options.rate, options.requests / options.rate * 1.2 + 10.0, seed=options.seed)[: options.requests]
-    plain = stream_like(recorded, times, options.seed)
+    plain = lengths_of(options.trace, options.requests, options.rate, options.seed)
     workload = as_workload(in_conversations(plain, options.seed)) if options.prefixes else plain
     begun = resident_mib()
     model = find_model("llama-3-70b")
