@@ -32,7 +32,7 @@ def simulate(trace: Path, *options: str, nodes: str = "a100-80g=1x2") -> Any:
 def test_a_run_prints_tables_and_writes_the_replay_report(trace: Path, tmp_path: Path) -> None:
     done = simulate(trace, "--json", str(tmp_path / "r.json"), "--ttft", "2s", "--tpot", "100ms")
     assert done.exit_code == 0, done.output
-    for part in ("TTFT", "TPOT", "attainment", "GPU hours", "a100-80g", "kJ", "2 workers on a100-80g (tensor: 1)"):
+    for part in ("TTFT", "TPOT", "attainment", "GPU hours", "a100-80g", " J ", "2 workers on a100-80g (tensor: 1)"):
         assert part in done.output
     report = Report.from_dict(json.loads((tmp_path / "r.json").read_text()))
     assert (report.requests.total, report.requests.completed) == (40, 40)
