@@ -21,21 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
+from penstock.core.models.fitting_solve import (
+    LEAST,
+    Array,
+    Fit,
+    Quality,
+    non_negative_least_squares,
+    quality,
+    solve_relative,
+)
 from penstock.core.models.latency import LatencyProfile, ProfileSource, attention_work
 
 __all__ = ["Fit", "Observed", "Quality", "fit_profile", "non_negative_least_squares"]
 
-Array = npt.NDArray[np.float64]
-
 _CLEAR = 1.2  # Times the floor from which a prompt's pass is surely longer than reading the weights.
-_FAR, _EXACT = 5.0, 1e-3  # Times the median error from which a sample is left out; errors so small never are.
 _TOLD_APART = 1.5  # Times the smallest batch that the largest one must have.
-LEAST = 8
-"""Fewest equations of each kind: three coefficients and something to judge them by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +56,6 @@ class Observed:
         """(T, S) of its prefill."""
         new = self.prompt_tokens - self.cached_tokens
         return float(new), attention_work(new, self.cached_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """How well one kind of equation is met."""
-
-    samples: int
-    r_squared: float
-    median_error: float
-    """Median of the relative error's size."""
-    p90_error: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A profile and how far it is to be believed."""
-
-    profile: LatencyProfile
-    prefill: Quality
-    decode: Quality
 
 
 def fit_profile(observed: Sequence[Observed], provenance: str) -> Fit:
@@ -99,46 +81,19 @@ def fit_profile(observed: Sequence[Observed], provenance: str) -> Fit:
         )
     prefill_rows = np.array([(1.0, *one.computed, 0.0, 0.0, 0.0) for one in idle])
     prefill_times = np.array([one.first_s - one.sent_s for one in idle]) * 1e3
-    found = _solve(prefill_rows, prefill_times, decode_rows, decode_times)
+    found = _joint(prefill_rows, prefill_times, decode_rows, decode_times)
     above = prefill_rows[:, :3] @ found[:3] > (found[3] + found[4]) * _CLEAR
     if above.sum() >= LEAST and not above.all():
-        found = _solve(prefill_rows[above], prefill_times[above], decode_rows, decode_times)
+        found = _joint(prefill_rows[above], prefill_times[above], decode_rows, decode_times)
     a, b, c, d, e, f = (float(value) for value in found)
     profile = LatencyProfile((a, b, c), (d, e, f), ProfileSource.BENCHMARK, provenance)
     predicted = profile.prefill_ms(prefill_rows[:, 1], prefill_rows[:, 2])
-    return Fit(profile, _quality(predicted, prefill_times), _quality(decode_rows @ found, decode_times))
+    return Fit(profile, quality(predicted, prefill_times), quality(decode_rows @ found, decode_times))
 
 
-def _solve(prefill_rows: Array, prefill_times: Array, decode_rows: Array, decode_times: Array) -> Array:
-    """The six coefficients with the least relative errors, found again without what lies far off the first answer: a
-    machine that stood still for once is no property of the engine. The reported errors count it all the same."""
-    rows, times = np.vstack([prefill_rows, decode_rows]), np.concatenate([prefill_times, decode_times])
-    rows = rows / times[:, None]
-    found = non_negative_least_squares(rows, np.ones(len(times)))
-    errors = np.abs(rows @ found - 1.0)
-    near = errors <= _FAR * np.median(errors) + _EXACT
-    return found if near.all() else non_negative_least_squares(rows[near], np.ones(int(near.sum())))
-
-
-def non_negative_least_squares(rows: Array, values: Array) -> Array:
-    """x >= 0 with the least |rows x - values|; for few unknowns, whose every subset can be tried.
-
-    The best solution is an ordinary least-squares solution in those unknowns that are not 0, so the best of all subsets
-    that come out positive is the answer. Columns are scaled first: squared tokens are millions, a constant is 1.
-    """
-    scale = np.linalg.norm(rows, axis=0)
-    scale[scale == 0] = 1.0
-    scaled, unknowns = rows / scale, rows.shape[1]
-    best, least = np.zeros(unknowns), float(np.linalg.norm(values))
-    for size in range(1, unknowns + 1):
-        for chosen in map(list, combinations(range(unknowns), size)):
-            found = np.linalg.lstsq(scaled[:, chosen], values, rcond=None)[0]
-            error = float(np.linalg.norm(scaled[:, chosen] @ found - values))
-            if (found >= 0).all() and error < least:
-                best, least = np.zeros(unknowns), error
-                best[chosen] = found
-    answer: Array = best / scale
-    return answer
+def _joint(prefill_rows: Array, prefill_times: Array, decode_rows: Array, decode_times: Array) -> Array:
+    """The six coefficients that both kinds of equations agree on best."""
+    return solve_relative(np.vstack([prefill_rows, decode_rows]), np.concatenate([prefill_times, decode_times]))
 
 
 def _found_idle(line: list[Observed]) -> list[Observed]:
@@ -169,15 +124,3 @@ def _decode_rows(line: list[Observed], lasting: list[Observed]) -> Array:
         tokens, squares = work[between].sum(axis=0)
         rows.append((count, tokens, squares, max(passes - count, 0.0), passes * batch, passes * context))
     return np.array(rows)
-
-
-def _quality(predicted: Array, times: Array) -> Quality:
-    errors = np.abs(predicted / times - 1.0)
-    spread = float(((times - times.mean()) ** 2).sum())
-    missed = float(((times - predicted) ** 2).sum())
-    return Quality(
-        len(times),
-        1.0 - missed / spread if spread else float(missed == 0),
-        float(np.median(errors)),
-        float(np.quantile(errors, 0.9)),
-    )
