@@ -6,11 +6,13 @@ write the record that the page of results shows; it says what it has found as it
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +32,7 @@ from penstock.simulator import FirstToken, Link, NodeGroup, PoolSpec, Scenario, 
 from penstock.simulator.capacity import BeyondBounds, Verdict, capacity, interval, verdict
 from penstock.simulator.results.folder import write_record
 from penstock.simulator.results.record import Band, Chart, ChartKind, Figure, Record, Series
+from penstock.simulator.results.record import Shift as ShiftRecord
 from penstock.simulator.splits import best_split
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +50,45 @@ PUBLISHED = {
 DEGREES = Parallelism(tensor=SETUP["tensor"])
 Machines = tuple[int, int]
 """Prompt and token machines; (all, 0) where every machine does both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Another fit of the same measurements to charge passes by."""
+
+    constant: str
+    factor: float
+    prefill: str = ""
+    """Columns of the fits' file before `_a` and `_b`; empty for the set-up's own."""
+    decode: str = ""
+
+
+SHIFTS = (
+    Shift("what context adds to a decode step (decode fitted by its batch alone)", 0.0, decode="d_lin"),
+    Shift("what squares add to a prompt's pass (prompts fitted by a line up to 2,048 tokens)", 0.0, prefill="p_le2048"),
+)
+"""What the fits' form decides: the source's simulator knows no context, and its prompts lie between measurements."""
+SHIFT_DESIGNS = ("Base-A100", "Base-H100", "AA", "HA", "HHcap")
+SHIFT_SEEDS = (1, 2, 3)
+_shift: Shift | None = None  # Of this process; set before its workers are forked.
+
+
+def shifted(profile: LatencyProfile, machine: str) -> LatencyProfile:
+    """The machine's profile by the fits that the shift names."""
+    if _shift is None:
+        return profile
+    hardware = {"a100": "a100-80gb", "h100": "h100-80gb", "h100cap": "h100-80gb-pcap"}[machine]
+    with (DATA / "derived_splitwise_linear_fits.csv").open() as lines:
+        fits = next(row for row in csv.DictReader(lines) if (row["model"], row["hw"]) == (SETUP["model"], hardware))
+    if _shift.prefill:
+        profile = replace(profile, prefill=_line(fits, _shift.prefill))
+    if _shift.decode:
+        profile = replace(profile, decode=_line(fits, _shift.decode))
+    return profile
+
+
+def _line(fits: dict[str, str], name: str) -> tuple[float, float, float]:
+    return float(fits[f"{name}_a"]), float(fits[f"{name}_b"]), 0.0
 
 
 @cache
@@ -71,7 +113,9 @@ def profile_of(machine: str) -> LatencyProfile:
     model, accelerator = find_model(SETUP["model"]), find_accelerator(kind["accelerator"])
     assert model is not None
     assert accelerator is not None
-    return resolve_profile(model, accelerator, DEGREES).scaled(prefill=kind.get("prefill", 1.0))
+    if _shift is not None and _shift.prefill:
+        return shifted(resolve_profile(model, accelerator, DEGREES), machine)  # The fits know the cap's own figures.
+    return shifted(resolve_profile(model, accelerator, DEGREES).scaled(prefill=kind.get("prefill", 1.0)), machine)
 
 
 def split_of(design: str, share: float) -> Machines:
@@ -183,31 +227,39 @@ def search_split(design: str) -> tuple[Machines, float]:
     return split_of(design, found.share), found.rate
 
 
-def ratios(table: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
-    """Mean and interval, over seeds, of each pair the bands and reports name."""
+def ratios(table: dict[str, list[float]]) -> dict[str, list[float]]:
+    """By seed, of each pair that the bands and reports name and the table has."""
+    pairs = {pair: pair.split("/") for pair in (*SETUP["bands"], *SETUP["reports"])}
     return {
-        pair: interval([a / b for a, b in zip(table[pair.split("/")[0]], table[pair.split("/")[1]], strict=True)])
-        for pair in (*SETUP["bands"], *SETUP["reports"])
+        pair: [a / b for a, b in zip(table[one], table[other], strict=True)]
+        for pair, (one, other) in pairs.items()
+        if {one, other} <= set(table)
     }
 
 
-def record(machines: dict[str, Machines], table: dict[str, list[float]]) -> Record:
-    """What the page shows."""
-    figures, left = [], []
-    for pair, band in (SETUP["bands"] | SETUP["reports"]).items():
-        one, other = pair.split("/")
-        if not {one, other} <= set(table):
-            left.append(f"{one} over {other}")
-            continue
-        figures.append(
-            Figure(
-                name=f"load borne, {one} over {other}",
-                published=PUBLISHED[pair],
-                expected=Band(**band),
-                values=tuple(a / b for a, b in zip(table[one], table[other], strict=True)),
-                judged=pair in SETUP["bands"],
-            )
+def named(pair: str) -> str:
+    """A pair's figure on the page."""
+    return f"load borne, {pair.replace('/', ' over ')}"
+
+
+def record(found: dict[str, Any], others: dict[Shift, dict[str, Any]]) -> Record:
+    """What the page shows, with what other fits give."""
+    machines, table, left = found["machines"], found["capacities"], []
+    figures = [
+        Figure(
+            name=named(pair),
+            published=PUBLISHED[pair],
+            expected=Band(**(SETUP["bands"] | SETUP["reports"])[pair]),
+            values=tuple(values),
+            judged=pair in SETUP["bands"],
         )
+        for pair, values in found["ratios"].items()
+    ]
+    shifts = tuple(
+        ShiftRecord(constant=shift.constant, factor=shift.factor, figure=named(pair), values=tuple(values))
+        for shift, other in others.items()
+        for pair, values in other["ratios"].items()
+    )
     seeds = SETUP["seeds"][: min(map(len, table.values()))]
     if len(seeds) < len(SETUP["seeds"]):
         left.append(f"{len(SETUP['seeds']) - len(seeds)} of {len(SETUP['seeds'])} seeds")
@@ -217,12 +269,19 @@ def record(machines: dict[str, Machines], table: dict[str, list[float]]) -> Reco
         across="prompt + token machines", labels=tuple(f"{name}\n{places[name]}" for name in table),
         series=(Series.of("capacity", [(float(at), values) for at, values in enumerate(table.values())]),),
     )  # fmt: skip
-    return Record(name="splitwise", seeds=tuple(seeds), figures=tuple(figures), left=tuple(left), chart=chart)
+    return Record(
+        name="splitwise", seeds=tuple(seeds), figures=tuple(figures), left=tuple(left), chart=chart, shifts=shifts,
+        shift_seeds=SHIFT_SEEDS if shifts else (),
+    )  # fmt: skip
 
 
-def find_all(seeds: list[int]) -> dict[str, Any]:
-    """Splits, capacities by design and seed, and the ratios that are asked for."""
-    designs = SETUP["designs"]
+def find_all(seeds: Sequence[int], shift: Shift | None = None) -> dict[str, Any]:
+    """Splits, capacities by design and seed, and the ratios that are asked for; of some designs by other fits."""
+    global _shift
+    _shift = shift
+    for known in (profile_of, alone, judge):
+        known.cache_clear()
+    designs = {name: plan for name, plan in SETUP["designs"].items() if shift is None or name in SHIFT_DESIGNS}
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("fork")) as pool:
         apart = [name for name in designs if "both" not in designs[name]]
         splits = dict(zip(apart, pool.map(search_split, apart), strict=True))
@@ -230,7 +289,8 @@ def find_all(seeds: list[int]) -> dict[str, Any]:
         sets: dict[str, tuple[str, Machines]] = {
             name: (name, splits[name][0] if name in splits else (designs[name]["machines"], 0)) for name in designs
         }
-        sets["AA published"] = ("AA", tuple(designs["AA"]["published"]))
+        if shift is None:
+            sets["AA published"] = ("AA", tuple(designs["AA"]["published"]))
         guesses = dict(zip(sets, pool.map(_guess, sets.values()), strict=True))
         tasks = [(*sets[name], seed, guesses[name]) for seed in seeds for name in sets]
         table: dict[str, list[float]] = {name: [] for name in sets}
@@ -259,7 +319,7 @@ needs_lengths = pytest.mark.skipif(
 def test_pools_with_a_searched_split_bear_what_splitwise_found() -> None:
     found = find_all(SETUP["seeds"])
     for pair, band in SETUP["bands"].items():
-        mean, low, _ = found["ratios"][pair]
+        mean, low, _ = interval(found["ratios"][pair])
         if "high" in band:
             assert band["low"] <= mean <= band["high"], (pair, found)
         else:
@@ -278,4 +338,4 @@ def test_a_fifth_of_the_power_at_one_rate_shows_what_the_split_decides(seed: int
 
 if __name__ == "__main__":
     everything = find_all(SETUP["seeds"])
-    write_record(RESULTS, record(everything["machines"], everything["capacities"]))
+    write_record(RESULTS, record(everything, {shift: find_all(SHIFT_SEEDS, shift) for shift in SHIFTS}))
