@@ -183,7 +183,8 @@ def test_nothing_leaks_in_many_runs(config, script) -> None:
 def everybody_ends_and_nothing_leaks(config, script) -> None:
     world = play(config, script)
     assert len(world.ended) == len(script)
-    assert set(world.engine.scheduler.pool.references()) == {0}
+    pool = world.engine.scheduler.pool
+    assert (pool.nameless, set(pool.users().values()) - {0}) == (0, set())
     assert world.engine.stats().kv_usage == 0
     assert world.engine.stats().running == world.engine.stats().waiting == 0
     assert world.engine.stats().host_usage == world.engine.stats().swapped == 0

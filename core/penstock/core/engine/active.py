@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 
+from penstock.core.engine.blocks import Block
 from penstock.core.engine.sequence import Finished, FinishReason, Held, Sequence, Timing
 
 __all__ = ["Active", "BlockHash", "Phase"]
@@ -25,12 +26,12 @@ class Phase(Enum):
 
 
 class Active:
-    """Mutable state of one sequence. Invariants: `computed < total` except inside `Engine.complete`, the blocks hold
-    at least `computed` tokens (those on the host, while it is swapped out), and the first `hashed` blocks were offered
-    to the prefix cache."""
+    """Mutable state of one sequence. Invariants: `computed < total` except inside `Engine.complete`, its blocks hold at
+    least `computed` tokens (those on the host, while it is swapped out), and the first of them, `blocks`, have a hash
+    and were offered to the prefix cache."""
 
     __slots__ = (
-        "blocks", "cached_tokens", "capacity", "computed", "end_at", "first_token", "generated", "hashed", "hashes",
+        "blocks", "cached_tokens", "capacity", "computed", "end_at", "first_token", "generated", "hashes",
         "host_blocks", "id", "last_token", "next_full", "phase", "preemptions", "rank", "remote_tokens", "scheduled",
         "sequence", "stalls", "started", "total", "wants_remote",
     )  # fmt: skip
@@ -45,10 +46,9 @@ class Active:
         self.generated = 0
         room = limit - sequence.prompt_tokens
         self.end_at = min(sequence.max_tokens, sequence.stop_after or room, room)  # Output tokens at the end.
-        self.blocks: list[int] = []
-        self.capacity = 0  # Tokens that the blocks can hold.
+        self.blocks: list[Block] = []  # Those that have a hash; the others are only counted.
+        self.capacity = 0  # Tokens that its blocks can hold, those without a hash included.
         self.hashes = list(sequence.block_hashes)
-        self.hashed = 0
         self.next_full = 0  # Tokens at which the next block to offer to the cache is full.
         self.cached_tokens = 0
         self.remote_tokens = 0
@@ -64,21 +64,21 @@ class Active:
     def __lt__(self, other: Active) -> bool:
         return self.rank < other.rank
 
-    def use(self, blocks: list[int], block_size: int) -> None:
-        """Add blocks at the end."""
-        self.blocks += blocks
-        self.capacity = len(self.blocks) * block_size
-
-    def start_over(self) -> list[int]:
-        """Forget all KV, keep the output: the blocks to give back."""
+    def start_over(self, block_size: int) -> tuple[list[Block], int]:
+        """Forget all KV, keep the output: the blocks to give back, those without a hash as their number."""
         self.computed = 0
-        return self.leave_blocks()
+        return self.leave_blocks(block_size)
 
-    def leave_blocks(self) -> list[int]:
-        """Have its KV elsewhere or nowhere: the blocks to give back."""
-        blocks, self.blocks = self.blocks, []
-        self.capacity = self.hashed = self.next_full = 0
-        return blocks
+    def leave_blocks(self, block_size: int) -> tuple[list[Block], int]:
+        """Have its KV elsewhere or nowhere: the blocks to give back, those without a hash as their number."""
+        blocks, nameless = self.blocks, self.nameless(block_size)
+        self.blocks = []
+        self.capacity = self.next_full = 0
+        return blocks, nameless
+
+    def nameless(self, block_size: int) -> int:
+        """How many of its blocks have no hash."""
+        return self.capacity // block_size - len(self.blocks)
 
     @property
     def decodes(self) -> bool:

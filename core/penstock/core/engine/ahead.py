@@ -25,14 +25,13 @@ def decode(queues: Scheduler, steps: int, now: float) -> list[Active]:
     """Let every running sequence have computed `steps` more tokens, with the blocks that so many steps would have
     given it: those that are at their end."""
     size, ended = queues.config.block_size, []
-    growing: list[tuple[Active, int]] = []
-    total = 0
+    blocks = 0
     for active in queues.running:
         until = active.computed + steps
         if until > active.capacity:
-            need = -(-until // size) - len(active.blocks)
-            growing.append((active, need))
-            total += need
+            need = (until - active.capacity + size - 1) // size
+            active.capacity += need * size
+            blocks += need
         if until >= active.next_full:
             queues.cache_blocks(active, until)
         active.computed = until
@@ -41,12 +40,7 @@ def decode(queues: Scheduler, steps: int, now: float) -> list[Active]:
         active.last_token = now
         if active.generated >= active.end_at:
             ended.append(active)
-    # Which of them gets which block makes no difference: none of these blocks has a hash.
-    taken = queues.pool.take(total)
-    at = 0
-    for active, need in growing:
-        active.use(taken[at : at + need], size)
-        at += need
+    queues.pool.take(blocks)
     return ended
 
 
@@ -57,7 +51,7 @@ def _last(queues: Scheduler, steps: int) -> bool:
     if len(running) * (steps // size + 1) <= queues.pool.free:
         return True
     need = sum(
-        -(-(active.computed + steps) // size) - len(active.blocks)
+        (active.computed + steps - active.capacity + size - 1) // size
         for active in running
         if active.computed + steps > active.capacity
     )

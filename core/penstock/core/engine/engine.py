@@ -127,14 +127,16 @@ class Engine:
     def release(self, sequence_id: str) -> bool:
         """The other engine has the KV of a leased sequence. False when the lease is over or never was."""
         blocks = self.leases.release(sequence_id)
-        self._pool.give_back(blocks or ())
-        return blocks is not None
+        if blocks is None:
+            return False
+        self._pool.give_back(*blocks)
+        return True
 
     def expire(self, now: float) -> tuple[str, ...]:
         """Free the KV whose lease has ended by `now` (`schedule` does it too): the ids."""
         expired = self.leases.expire(now)
         for _, blocks in expired:
-            self._pool.give_back(blocks)
+            self._pool.give_back(*blocks)
         self._counters.leases_expired += len(expired)
         return tuple(name for name, _ in expired)
 
@@ -349,8 +351,8 @@ class Engine:
         held = None
         if lease is not None and reason is not FinishReason.ABORT:
             held = Held(active.id, active.computed, now + lease)
-            self.leases.hold(held, active.blocks)
+            self.leases.hold(held, active.leave_blocks(self.config.block_size))
         else:
-            self._pool.give_back(active.blocks)
+            self._pool.give_back(active.blocks, active.nameless(self.config.block_size))
         self._counters.finished[reason] = self._counters.finished.get(reason, 0) + 1
         return active.finished(reason, now, held)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from penstock.core.engine.active import Active, Phase
+from penstock.core.engine.blocks import Block
 from penstock.core.engine.engine import Engine
 
 __all__ = ["violations"]
@@ -22,18 +23,23 @@ def violations(engine: Engine) -> list[str]:
 
 
 def _block_violations(engine: Engine) -> Iterator[str]:
-    pool, users = engine.scheduler.pool, Counter[int]()
+    pool, size = engine.scheduler.pool, engine.config.block_size
+    users, nameless = Counter[Block](), 0
     for active in engine.living():
         users.update(active.blocks)
-    for blocks in engine.leases.blocks():
+        nameless += active.nameless(size)
+    for blocks, others in engine.leases.blocks():
         users.update(blocks)
-    references = pool.references()
-    for block, count in enumerate(references):
-        if count != users[block]:
-            yield f"block {block} has {count} references and {users[block]} users"
-    idle = pool.untouched + sum(not count for count in references)
+        nameless += others
+    references = pool.users()
+    for block in references.keys() | users.keys():
+        if references.get(block) != users[block]:
+            yield f"block {block} has {references.get(block)} references and {users[block]} users"
+    if nameless != pool.nameless:
+        yield f"{pool.nameless} blocks without a hash are in use, sequences have {nameless}"
+    idle = pool.size - nameless - sum(count > 0 for count in references.values())
     if idle != pool.free:
-        yield f"{idle} blocks have no user, {pool.free} are on the free list"
+        yield f"{idle} blocks have no user, {pool.free} are free"
 
 
 def _host_violations(engine: Engine) -> Iterator[str]:
@@ -75,16 +81,14 @@ def _one(active: Active, block_size: int) -> Iterator[str]:
         yield f"{active.id} has {active.computed} of {active.total} tokens computed: one must always be left"
     swapped = active.phase is Phase.SWAPPED
     room = active.host_blocks * block_size if swapped else active.capacity
-    if active.capacity != len(active.blocks) * block_size or active.computed > room:
-        where = f"{len(active.blocks)} blocks, {active.host_blocks} on the host"
+    if active.capacity % block_size or active.nameless(block_size) < 0 or active.computed > room:
+        where = f"blocks for {active.capacity}, {active.host_blocks} on the host"
         yield f"{active.id} has {active.computed} tokens in {where}"
     if not swapped and active.host_blocks:
         yield f"{active.id} is not swapped out and holds {active.host_blocks} host blocks"
-    if swapped and active.blocks:
-        yield f"{active.id} is swapped out and holds {len(active.blocks)} blocks"
+    if swapped and active.capacity:
+        yield f"{active.id} is swapped out and holds blocks for {active.capacity} tokens"
     if len(set(active.blocks)) != len(active.blocks):
         yield f"{active.id} uses a block twice"
-    if active.hashed > len(active.blocks):
-        yield f"{active.id} cached {active.hashed} of {len(active.blocks)} blocks"
-    if active.phase is Phase.WAITING and active.blocks:
-        yield f"{active.id} waits and holds {len(active.blocks)} blocks"
+    if active.phase is Phase.WAITING and active.capacity:
+        yield f"{active.id} waits and holds blocks for {active.capacity} tokens"

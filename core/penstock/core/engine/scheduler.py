@@ -7,7 +7,7 @@ from collections import deque
 
 from penstock.core.engine.active import Active, BlockHash, Phase
 from penstock.core.engine.batch import Batch
-from penstock.core.engine.blocks import BlockPool
+from penstock.core.engine.blocks import Block, BlockPool
 from penstock.core.engine.config import EngineConfig, Preemption, SchedulingPolicy
 from penstock.core.engine.events import BlockEvent, BlockRemoved, BlockStored
 from penstock.core.engine.host import HostMemory
@@ -58,12 +58,8 @@ class Scheduler:
 
     def cache_blocks(self, active: Active, tokens: int) -> None:
         """Make the whole blocks among the first `tokens` tokens findable, as far as their hashes are known."""
-        first = active.hashed
         if self.config.enable_prefix_caching:
             self._name_blocks(active, tokens // self.config.block_size)
-        for index in range(first, active.hashed):
-            self.pool.remember(active.blocks[index], active.hashes[index])
-        self._note_stored(active, first)
         if active.next_full <= tokens:
             # A block without a hash: no later one can have one either, as they are chained.
             active.next_full = self.config.max_model_len + 1
@@ -71,6 +67,8 @@ class Scheduler:
     def take_events(self) -> tuple[BlockEvent, ...]:
         """Cache events since the last call."""
         self._note_removed()
+        if not self._events:
+            return ()
         events, self._events = tuple(self._events), []
         return events
 
@@ -124,19 +122,21 @@ class Scheduler:
         full = [active for active in decoding if active.computed >= active.capacity]
         if len(full) > self.pool.free:
             return False
+        self.pool.take(len(full))
         for active in full:
-            active.use(self.pool.take(1), self.config.block_size)
+            active.capacity += self.config.block_size
         return True
 
     def _grow(self, active: Active, tokens: int, batch: Batch) -> bool:
         """Blocks for `tokens` more, preempting from the end of the line; False when it had to be preempted itself."""
-        need = self._blocks_for(active.computed + tokens) - len(active.blocks)
+        need = self._blocks_for(active.computed + tokens - active.capacity)
         while need > self.pool.free:
             victim = self.running.pop()
             self._preempt(victim, batch)
             if victim is active:
                 return False
-        active.use(self.pool.take(need), self.config.block_size)
+        self.pool.take(need)
+        active.capacity += need * self.config.block_size
         return True
 
     def _preempt(self, victim: Active, batch: Batch) -> None:
@@ -146,12 +146,12 @@ class Scheduler:
         blocks = self._blocks_for(victim.computed)
         if self.config.preemption is Preemption.SWAP and self.host.has_room(blocks):
             victim.phase = Phase.SWAPPED
-            self.pool.give_back(victim.leave_blocks())
+            self.pool.give_back(*victim.leave_blocks(self.config.block_size))
             self.host.keep(victim, blocks)
             self._counters.blocks_swapped_out += blocks
         else:
             victim.phase = Phase.WAITING
-            self.pool.give_back(victim.start_over())
+            self.pool.give_back(*victim.start_over(self.config.block_size))
             self.waiting.push(victim)
 
     # Swapped sequences
@@ -174,7 +174,7 @@ class Scheduler:
             self._give_blocks(active, found, active.computed + tokens)
             self._run(active, tokens, batch, now)
 
-    def _find_computed(self, active: Active) -> list[int]:
+    def _find_computed(self, active: Active) -> list[Block]:
         """Cached blocks that hold the first of a swapped sequence's computed tokens."""
         if not self.config.enable_prefix_caching:
             return []
@@ -217,7 +217,7 @@ class Scheduler:
         """Whether a waiting sequence could start with so many tokens to spare, `alone` in its step or not."""
         return self._fits(active, self._find_cached(active), budget, alone=alone)
 
-    def _fits(self, active: Active, shared: list[int], budget: int, *, alone: bool) -> bool:
+    def _fits(self, active: Active, shared: list[Block], budget: int, *, alone: bool) -> bool:
         cached = len(shared) * self.config.block_size
         whole = not self.config.enable_chunked_prefill and active.wants_remote <= cached
         if whole and active.total - cached > budget and not alone:
@@ -253,12 +253,14 @@ class Scheduler:
             self._run(active, tokens, batch, now)
         return True
 
-    def _give_blocks(self, active: Active, shared: list[int], tokens: int) -> None:
+    def _give_blocks(self, active: Active, shared: list[Block], tokens: int) -> None:
         """Blocks for so many tokens in all, of which `shared` hold the first ones."""
+        size, count = self.config.block_size, self._blocks_for(tokens)
         self.pool.share(shared)
-        active.use(shared + self.pool.take(self._blocks_for(tokens) - len(shared)), self.config.block_size)
-        active.hashed = len(shared)
-        active.next_full = (len(shared) + 1) * self.config.block_size
+        self.pool.take(count - len(shared))
+        active.blocks = shared
+        active.capacity = count * size
+        active.next_full = (len(shared) + 1) * size
 
     def _run(self, active: Active, tokens: int, batch: Batch, now: float) -> None:
         batch.admitted.append(Admission(active.id, active.computed, active.preemptions > 0))
@@ -290,26 +292,26 @@ class Scheduler:
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
 
-    def _find_cached(self, active: Active) -> list[int]:
+    def _find_cached(self, active: Active) -> list[Block]:
         """Blocks of the longest cached prefix that leaves at least one token to compute."""
         if not self.config.enable_prefix_caching:
             return []
         return self.pool.match(active.hashes, (active.total - 1) // self.config.block_size)
 
     def _name_blocks(self, active: Active, full: int) -> None:
-        """Count the blocks up to `full` that have a hash, learning those of output blocks."""
-        while len(active.hashes) < full:
-            if self._block_hash is None or (name := self._block_hash(active.id, len(active.hashes))) is None:
+        """Name the blocks up to `full` that have a hash, learning those of output blocks, and tell of them."""
+        hashes, first = active.hashes, len(active.blocks)
+        while len(hashes) < full:
+            if self._block_hash is None or (name := self._block_hash(active.id, len(hashes))) is None:
                 break
-            active.hashes.append(name)
-        active.hashed = min(full, len(active.hashes))
-        active.next_full = (active.hashed + 1) * self.config.block_size
-
-    def _note_stored(self, active: Active, first: int) -> None:
-        if first == active.hashed:
-            return
-        parent = active.hashes[first - 1] if first else None
-        self.note(BlockStored(tuple(active.hashes[first : active.hashed]), parent, active.id, first))
+            hashes.append(name)
+        new = hashes[first:full]
+        if new:
+            active.blocks += self.pool.remember(new)
+            self.note(BlockStored(tuple(new), hashes[first - 1] if first else None, active.id, first))
+        active.next_full = (first + len(new) + 1) * self.config.block_size
 
     def _note_removed(self) -> None:
-        self._events += [BlockRemoved(block_hash) for block_hash in self.pool.drain_removed()]
+        removed = self.pool.drain_removed()
+        if removed:
+            self._events += map(BlockRemoved, removed)
