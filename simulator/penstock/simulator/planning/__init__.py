@@ -8,10 +8,10 @@ from penstock.simulator.planning.candidates import Cell, Plan, PlanPool, cells_o
 from penstock.simulator.planning.explain import percent, what_fits, why_nothing, why_second
 from penstock.simulator.planning.goal import Goal, Objectives, Rank, Sample, Space, draw_sample
 from penstock.simulator.planning.search import Counts, Found, Standing, find_plans, rank_plans
-from penstock.simulator.planning.trial import Trial, try_plan
+from penstock.simulator.planning.trial import Trial, judge_plan, try_plan
 
 __all__ = [
     "Cell", "Counts", "Found", "Goal", "Objectives", "Plan", "PlanPool", "Rank", "Sample", "Space", "Standing", "Trial",
-    "cells_of", "draw_sample", "find_plans", "percent", "rank_plans", "try_plan", "what_fits", "why_nothing",
-    "why_second",
+    "cells_of", "draw_sample", "find_plans", "judge_plan", "percent", "rank_plans", "try_plan", "what_fits",
+    "why_nothing", "why_second",
 ]  # fmt: skip

@@ -107,6 +107,13 @@ class Bounds:
         found: Mask = (self._ttft(plan) <= goal.ttft_s * _SLACK) & (self._tpot(plan) <= goal.tpot_s * _SLACK)
         return found
 
+    def seconds(self, cell: Cell) -> Array:
+        """Least worker-seconds of each request, of the phases that this kind of worker has."""
+        work = self._work(cell)
+        phases = {Role.PREFILL: (work.prefill,), Role.DECODE: (work.grows, work.floors)}
+        found: Array = np.sum(phases.get(cell.role, (work.prefill, work.grows, work.floors)), axis=0)
+        return found
+
     def _ttft(self, plan: Plan) -> Array:
         """Least seconds to the first token of each prompt when nothing else runs. Decode workers keep short prompts, so
         every pool may be the one that computes it."""

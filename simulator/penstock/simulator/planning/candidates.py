@@ -143,7 +143,8 @@ def _degrees(model: ModelArchitecture, most: int) -> Iterator[Parallelism]:
 
 
 def enumerate_plans(groups: Sequence[NodeGroup], cells: Sequence[Cell]) -> Iterator[Plan]:
-    """Every plan of these kinds of workers that leaves no room for one more; of each class one kind for each role."""
+    """Every plan of these kinds of workers that leaves no room for one more; of each class one kind for each role, or
+    nothing, since slow workers beside fast ones may do more harm than good."""
     for role in _TOGETHER, _APART:
         for chosen in product(*(_layouts(group, cells, role) for group in groups)):
             pools = tuple(pool for layout in chosen for pool in layout)
@@ -187,7 +188,7 @@ _APART = (Role.PREFILL, Role.DECODE)
 
 
 def _layouts(group: NodeGroup, cells: Sequence[Cell], roles: tuple[Role, ...]) -> list[Layout]:
-    """Ways of filling a group's nodes with workers of one role or of all of them; the empty one where none fits."""
+    """Ways of filling a group's nodes with workers of one role or of all of them, or of leaving them empty."""
     mine = [cell for cell in cells if cell.accelerator == group.accelerator.name and cell.role in roles]
     layouts: list[Layout] = [
         (PlanPool(cell, count),) for cell in mine if (count := _room(group, [], cell.accelerators))
@@ -198,7 +199,7 @@ def _layouts(group: NodeGroup, cells: Sequence[Cell], roles: tuple[Role, ...]) -
             held = [(prefill.accelerators, count), (decode.accelerators, other)]
             if other and not _room(group, held, prefill.accelerators):
                 layouts.append((PlanPool(prefill, count), PlanPool(decode, other)))
-    return layouts or [()]
+    return [*layouts, ()]
 
 
 def _room(group: NodeGroup, held: Sequence[tuple[int, int]], size: int) -> int:

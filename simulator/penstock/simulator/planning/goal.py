@@ -7,6 +7,7 @@ higher rate plays the same arrivals faster. So two plans, or two rates, never di
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -21,13 +22,14 @@ from penstock.simulator.links import Link
 from penstock.simulator.scenario import FirstToken, Impossible, NodeGroup
 from penstock.simulator.workloads import like
 
-__all__ = ["Goal", "Objectives", "Rank", "Sample", "Space", "draw_sample", "rate_at", "step_below"]
+__all__ = ["Goal", "Objectives", "Rank", "Sample", "Space", "draw_sample", "lasting", "rate_at", "step_below"]
 
 Array = npt.NDArray[np.float64]
 
 GRID = 1.01
 """Ratio of neighbouring rates: goodput is told to 1 %."""
 _LEAST_RATE = 1e-3
+_SHORTEST, _LIVES = 300, 2.5  # Requests of a run at least (DistServe's search has 300), and how long it lasts.
 BLOCK = 16
 
 
@@ -57,6 +59,10 @@ class Objectives:
             raise ValueError(f"objectives of {self.ttft_s} s and {self.tpot_s} s cannot be met; give more than 0")
         if not 0 < self.attainment <= 1:
             raise ValueError(f"an attainment of {self.attainment} is no share; give more than 0 and at most 1")
+
+    def needed(self, requests: int) -> int:
+        """How many of so many requests must meet both."""
+        return math.ceil(self.attainment * requests - 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,12 @@ class Sample:
     def first(self, requests: int) -> Sample:
         """The first so many of the requests."""
         return Sample(self.prompts[:requests], self.outputs[:requests], self.times[:requests])
+
+    def only(self, some: Sequence[bool]) -> Sample:
+        """These requests only, at the same rate."""
+        kept = [number for number, keep in enumerate(some) if keep]
+        prompts, outputs = (tuple(lengths[number] for number in kept) for lengths in (self.prompts, self.outputs))
+        return Sample(prompts, outputs, self.times[: len(kept)])
 
     def at(self, rate: float) -> Trace:
         """The same requests at another rate."""
@@ -146,6 +158,13 @@ class Space:
     def prices(self) -> dict[str, float]:
         """Money per accelerator and hour by class."""
         return {group.accelerator.name: group.accelerator.price_per_hour for group in self.groups}
+
+
+def lasting(space: Space, rate: float) -> int:
+    """Requests that a run needs at this rate, so that it outlasts several lives of a request: in a shorter one batches
+    never grow to what they come to in the end, and decoding looks cheaper than it is."""
+    life = space.objectives.tpot_s * float(np.mean(space.sample.outputs))
+    return max(_SHORTEST, math.ceil(_LIVES * rate * life))
 
 
 def rate_at(step: int) -> float:

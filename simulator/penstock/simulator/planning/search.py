@@ -1,52 +1,37 @@
 """The search for the best plan: enumerate, drop by bound, try the rest in the twin, tell the best two exactly.
 
 A plan is dropped unseen only when its bound (`bounds`) says that it cannot be among the best two. To find goodput each
-plan left is first tried at the rate just above the second best so far; most fail and are done with. Plans are looked at
-in the order of what they promise, so that the first ones set a high mark.
+plan left is first tried at the rate just above the second best so far; most fail and are done with, most of them before
+the run is over (`watch`). Plans are looked at in the order of what they promise and of how near they are to the best so
+far (`order`), so that the first ones set a high mark.
 
 Where there are too many plans, only the best kinds of workers of each class and role are combined (`phases`), and only
-so many of the most promising plans are tried; `Found` says how many were not. That part is DistServe's heuristic (OSDI
-2024), not a bound.
+so many plans are tried; `Found` says how many were not. That part is a heuristic as DistServe's (OSDI 2024), no bound.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 
-import numpy as np
-from penstock.simulator.planning.bounds import Bounds
+from penstock.simulator.planning.attempts import NOT, Score, Standing, Task, Tried, attempt, least_score
 from penstock.simulator.planning.candidates import BUDGETS, Cell, Plan, cells_of, enumerate_plans, sized_plans
-from penstock.simulator.planning.goal import Goal, Rank, Space, rate_at, step_below
-from penstock.simulator.planning.phases import Mapper, batches, estimate, phase_rates
-from penstock.simulator.planning.trial import Climb, Trial, climb, try_plan
+from penstock.simulator.planning.goal import Goal, Rank, Space, lasting
+from penstock.simulator.planning.order import PATIENCE, Line
+from penstock.simulator.planning.phases import Mapper, batches, helpers, phase_rates, quick
+from penstock.simulator.planning.promises import promises
+from penstock.simulator.planning.trial import Trial, try_plan
 
 __all__ = ["Counts", "Found", "Standing", "Tell", "candidates", "find_plans", "rank_plans"]
 
-Score = tuple[float, float]
-"""Smaller is better: what is ranked by, then what decides between equals."""
 Tell = Callable[[str, int, int], None]
 """Told what is done, how far it is, and of how many; of 0 where nobody knows."""
 
 _KEPT = 2  # The best plan and the one it is compared with.
 _KINDS, _KINDS_OF_ONE = 2, 4  # Kinds of workers per class and role that are combined; more where one class is all.
-_SHORTEST, _LIVES = 300, 2.5  # Requests of a run at least (DistServe's search has 300), and how long it lasts.
-_CAUTION = 0.7
-_NOT = (math.inf, math.inf)
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """One plan that was tried and held."""
-
-    plan: Plan
-    score: Score
-    rate: float
-    """The highest rate it holds, when ranked by goodput; else the rate that was asked for."""
-    trial: Trial
-    cost_per_hour: float
+_SIZED = (Rank.COST, Rank.ENERGY)  # What fewer accelerators are better for.
+_LIKELY = 0.7  # Of a rate, what a plan must promise to be tried at it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +43,7 @@ class Counts:
     """By bound, without a run."""
     tried: int = 0
     unseen: int = 0
-    """Promised less than those tried, and there was no time for them."""
+    """Promised less than those tried, or stood far from the best; there was no time for them."""
     runs: int = 0
     """Of the twin, those of single kinds of workers left out."""
 
@@ -88,141 +73,106 @@ class _State:
 
     def mark(self) -> Score:
         """What a plan must beat."""
-        return self.held[_KEPT - 1].score if len(self.held) >= _KEPT else _NOT
+        return self.held[_KEPT - 1].score if len(self.held) >= _KEPT else NOT
 
-    def note(self, standing: Standing | None, plan: Plan, trial: Trial, runs: int) -> None:
+    def note(self, one: Tried) -> None:
+        if one.trial is None:
+            self.dropped += 1
+            return
         self.tried += 1
-        self.runs += runs
-        if standing is not None:
-            self.held = sorted([*self.held, standing], key=lambda one: (one.score, one.plan))
-        elif self.nearest is None or trial.attainment > self.nearest[1].attainment:
-            self.nearest = (plan, trial)
+        self.runs += one.runs
+        if one.standing is not None:
+            self.held = sorted([*self.held, one.standing], key=lambda held: (held.score, held.plan))
+        elif self.nearest is None or one.trial.attainment > self.nearest[1].attainment:
+            self.nearest = (one.plan, one.trial)
+
+    def found(self, space: Space, enumerated: int) -> Found:
+        seen = self.dropped + self.tried
+        counts = Counts(enumerated, self.dropped, self.tried, enumerated - seen, self.runs)
+        nearest = None if self.held else self.nearest
+        if nearest is not None and not nearest[1].whole:
+            nearest = (nearest[0], try_plan(space, nearest[0], nearest[1].rate))
+        return Found(tuple(self.held), counts, nearest, len(space.sample))
 
 
 def find_plans(
     space: Space, goal: Goal, *, most: int = 64, budgets: Sequence[int] = BUDGETS, requests: int | None = None,
-    mapper: Mapper = map, tell: Tell = lambda *_: None,
+    mapper: Mapper = map, tell: Tell = lambda *_: None, kinds: int | None = None, patience: int = PATIENCE,
 ) -> Found:  # fmt: skip
-    """The best plans of the space. `most` of them are tried, the first so many by what they promise; `budgets` are the
-    token budgets that workers may have which compute prompts. Runs have so many `requests` of the sample, by default
+    """The best plans of the space. At most so many as `most` are tried; `budgets` are the token budgets that workers
+    may have which compute prompts; the best `kinds` of workers per class and role are combined; a search for goodput
+    ends after so many plans in vain as its `patience` (`order`). Runs have so many `requests` of the sample, by default
     as many as make them last."""
     cells = [cell for group in space.groups for cell in cells_of(space.model, group, space.context, budgets)]
     tell(f"trying {len(cells)} kinds of workers alone", 0, 0)
-    rates = phase_rates(space, cells, _KINDS_OF_ONE if len(space.groups) == 1 else _KINDS, mapper)
-    plans = candidates(space, goal, rates)
-    line = sorted(plans, key=lambda plan: (-estimate(plan, rates), plan.cost_per_hour(space.prices), plan))[:most]
-    guesses = [estimate(plan, rates) for plan in line]
-    length = min(requests or _lasting(space, goal.rate or max(guesses, default=0.0)), len(space.sample))
+    mixed = len(space.groups) > 1 and goal.rank not in _SIZED
+    rates = phase_rates(space, cells, kinds or (_KINDS if mixed else _KINDS_OF_ONE), mapper)
+    beside = helpers(space, cells, mapper) if mixed else []
+    if mixed and goal.rank is Rank.LATENCY:
+        beside += quick(space, cells)
+    plans = sorted(candidates(space, goal, rates, beside), key=lambda plan: (plan.cost_per_hour(space.prices), plan))
+    tell(f"estimating {len(plans)} plans", 0, 0)
+    about = promises(space, plans, rates, mapper)
+    length = min(requests or lasting(space, goal.rate or max(about, default=0.0)), len(space.sample))
     played = replace(space, sample=space.sample.first(length))
-    found = rank_plans(played, goal, line, guesses=guesses, mapper=mapper, tell=tell)
-    counts = replace(found.counts, enumerated=len(plans), unseen=len(plans) - len(line))
-    return replace(found, counts=counts, requests=length)
+    if goal.rank is Rank.GOODPUT:
+        return _explore(played, goal, plans, Line(plans, about, patience), about, most, mapper, tell)
+    likely = [plan for plan, rate in zip(plans, about, strict=True) if rate >= (goal.rate or 0.0) * _LIKELY]
+    found = rank_plans(played, goal, likely or plans, most=most, mapper=mapper, tell=tell)
+    left = len(plans) - found.counts.enumerated
+    return replace(found, counts=replace(found.counts, enumerated=len(plans), unseen=found.counts.unseen + left))
 
 
-def _lasting(space: Space, rate: float) -> int:
-    """Requests that a run needs at this rate, so that it outlasts several lives of a request: in a shorter one batches
-    never grow to what they come to in the end, and decoding looks cheaper than it is."""
-    life = space.objectives.tpot_s * float(np.mean(space.sample.outputs))
-    return max(_SHORTEST, math.ceil(_LIVES * rate * life))
-
-
-def candidates(space: Space, goal: Goal, rates: dict[Cell, float]) -> list[Plan]:
+def candidates(space: Space, goal: Goal, rates: dict[Cell, float], beside: Sequence[Cell] = ()) -> list[Plan]:
     """The plans worth a look: sized for the rate where fewer accelerators are better, else filling the nodes. Without
-    one of the right size all nodes are filled: then it is at least said how near they come."""
+    one of the right size all nodes are filled: then it is at least said how near they come. Kinds `beside` those of
+    which rates are known are combined with them."""
     cells = sorted(rates)
-    if goal.rank in (Rank.COST, Rank.ENERGY) and goal.rate is not None:
+    if goal.rank in _SIZED and goal.rate is not None:
         sized = list(dict.fromkeys(sized_plans(space.groups, cells, rates, goal.rate)))
         if sized:
             return sized
-    return list(enumerate_plans(space.groups, cells))
+    return list(enumerate_plans(space.groups, sorted({*cells, *beside})))
 
 
 def rank_plans(
-    space: Space, goal: Goal, plans: Sequence[Plan], *, guesses: Sequence[float] | None = None, mapper: Mapper = map,
+    space: Space, goal: Goal, plans: Sequence[Plan], *, most: int | None = None, mapper: Mapper = map,
     tell: Tell = lambda *_: None, prune: bool = True,
 ) -> Found:  # fmt: skip
-    """The best of these plans. `guesses` say about what each holds, and for goodput the first are looked at first;
-    without `prune` every plan is tried in full, which tests compare with."""
+    """The best of these plans, looked at in the order of their bounds, at most so many as `most`. Without `prune` every
+    plan is tried in full, which tests compare with."""
     tell("bounding", 0, len(plans))
-    floors = list(mapper(partial(_least_score, space, goal), plans))
+    floors = list(mapper(partial(least_score, space, goal), plans))
     line = sorted(range(len(plans)), key=lambda number: (floors[number], number))
-    if goal.rank is Rank.GOODPUT and guesses is not None:
-        line = list(range(len(plans)))
     state = _State()
     # The first two set the mark for all others.
     for some in [line[:_KEPT], *batches(line[_KEPT:])]:
-        mark = state.mark() if prune else _NOT
-        left = [number for number in some if floors[number] < mark and floors[number] != _NOT]
-        state.dropped += len(some) - len(left)
-        attempts = [
-            (plans[number], floors[number][0], mark[0], None if guesses is None else guesses[number]) for number in left
-        ]
-        for (plan, *_), (standing, trial, runs) in zip(
-            attempts, mapper(partial(_attempt, space, goal), attempts), strict=True
-        ):
-            state.note(standing, plan, trial, runs)
+        if most is not None and state.tried >= most:
+            break
+        mark = state.mark() if prune else NOT
+        _try(space, goal, [Task(plans[number], floors[number], mark) for number in some], state, mapper)
         tell("trying plans", state.tried + state.dropped, len(plans))
-    counts = Counts(len(plans), state.dropped, state.tried, 0, state.runs)
-    return Found(tuple(state.held), counts, None if state.held else state.nearest, len(space.sample))
+    return state.found(space, len(plans))
 
 
-def _least_score(space: Space, goal: Goal, plan: Plan) -> Score:
-    """No run of the plan scores less; endless when it cannot hold what is asked."""
-    bounds = _bounds(space)
-    rate, cost = bounds.rate(plan), plan.cost_per_hour(space.prices)
-    if rate <= 0 or (goal.rank is not Rank.GOODPUT and (goal.rate is None or rate < goal.rate)):
-        return _NOT
-    match goal.rank:
-        case Rank.GOODPUT:
-            return (-rate, cost)
-        case Rank.LATENCY:
-            return (bounds.latency(plan), cost)
-        case Rank.COST:
-            return (cost, bounds.latency(plan))
-        case Rank.ENERGY:
-            return (bounds.joules(plan, goal.rate or math.inf), bounds.latency(plan))
+def _explore(
+    space: Space, goal: Goal, plans: Sequence[Plan], line: Line, about: Sequence[float], most: int, mapper: Mapper,
+    tell: Tell,
+) -> Found:  # fmt: skip
+    """The best of too many plans to try them all."""
+    state = _State()
+    numbers = {plan: number for number, plan in enumerate(plans)}
+    while state.tried < most:
+        best = [numbers[one.plan] for one in state.held[:_KEPT]]
+        some = line.next(best, most - state.tried)
+        if not some:
+            break
+        tasks = [Task(plans[number], None, state.mark(), about[number]) for number in some]
+        _try(space, goal, tasks, state, mapper)
+        tell("trying plans", state.tried, min(most, len(plans) - state.dropped))
+    return state.found(space, len(plans))
 
 
-_Task = tuple[Plan, float, float, float | None]
-"""A plan, its bound, the mark to beat, and about what it holds."""
-
-
-def _attempt(space: Space, goal: Goal, task: _Task) -> tuple[Standing | None, Trial, int]:
-    """Try one plan: its standing if it holds (and, for goodput, beats the mark), a run of it, the number of runs."""
-    plan, floor, mark, guess = task
-    if goal.rank is Rank.GOODPUT:
-        climbed = _climb(space, plan, -floor, -mark if math.isfinite(mark) else 0.0, guess)
-        rate, trial, runs, holds = rate_at(climbed.step), climbed.at, climbed.runs, climbed.at.holds
-    else:
-        rate = goal.rate or 0.0
-        trial, runs = try_plan(space, plan, rate), 1
-        holds = trial.holds
-    if not holds:
-        return None, trial, runs
-    cost = plan.cost_per_hour(space.prices)
-    return Standing(plan, _score(space, goal, rate, trial, cost), rate, trial, cost), trial, runs
-
-
-def _climb(space: Space, plan: Plan, bound: float, mark: float, about: float | None) -> Climb:
-    """The highest rate above `mark` that the plan holds."""
-    floor, ceiling = step_below(mark), step_below(bound)
-    guess = step_below(about or bound * _CAUTION) if floor < 0 else None
-    return climb(lambda rate: try_plan(space, plan, rate), floor, max(ceiling, floor + 1), guess)
-
-
-def _score(space: Space, goal: Goal, rate: float, trial: Trial, cost: float) -> Score:
-    share = trial.share(space.objectives.ttft_s, space.objectives.tpot_s)
-    match goal.rank:
-        case Rank.GOODPUT:
-            return (-rate, cost)
-        case Rank.LATENCY:
-            return (share, cost)
-        case Rank.COST:
-            return (cost, share)
-        case Rank.ENERGY:
-            return (trial.joules, share)
-
-
-@lru_cache(maxsize=4)
-def _bounds(space: Space) -> Bounds:
-    return Bounds(space)
+def _try(space: Space, goal: Goal, tasks: Sequence[Task], state: _State, mapper: Mapper) -> None:
+    for one in mapper(partial(attempt, space, goal), tasks):
+        state.note(one)

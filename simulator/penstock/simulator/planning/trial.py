@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.core.fleet import Role
-from penstock.core.reports import Outcome, Verdict
 from penstock.simulator.planning.bounds import fill_of
 from penstock.simulator.planning.candidates import Plan, PlanPool, worker_profile
 from penstock.simulator.planning.goal import Space, rate_at
+from penstock.simulator.planning.watch import GivenUp, Watch, latency
 from penstock.simulator.scenario import PoolSpec, Scenario
-from penstock.simulator.twin import simulate
+from penstock.simulator.twin import Result, Twin
 
-__all__ = ["Climb", "Trial", "climb", "scenario_of", "try_plan"]
+__all__ = ["Climb", "Trial", "climb", "judge_plan", "scenario_of", "try_plan"]
 
 _STRIDE = 8  # Steps of 1 %.
 _POOL_NAMES = {Role.PREFILL_DECODE: "serve", Role.PREFILL: "prefill", Role.DECODE: "decode"}
@@ -32,6 +32,8 @@ class Trial:
     tpot_s: float
     joules: float
     """Per request, idle accelerators included."""
+    whole: bool = True
+    """Whether it was played to its end. If not, it failed, and `attainment` is of the requests decided by then."""
 
     def share(self, ttft_s: float, tpot_s: float) -> float:
         """Share of the objectives used up, of the worse of both."""
@@ -76,33 +78,45 @@ def _spec(space: Space, name: str, pool: PlanPool) -> PoolSpec:
 
 
 def try_plan(space: Space, plan: Plan, rate: float) -> Trial:
-    """Play the sample at this rate."""
-    result = simulate(scenario_of(space, plan), space.sample.at(rate))
-    goal, total = space.objectives, len(space.sample)
+    """Play the sample at this rate to its end."""
+    twin, _, fills = _set_up(space, plan, rate)
+    return _trial(space, rate, twin.run(), fills)
+
+
+def judge_plan(space: Space, plan: Plan, rate: float) -> Trial:
+    """Play the sample at this rate as long as the plan may still hold it: a whole `Trial` when it does, and one that
+    says no more than how it stood when the run was given up when it does not."""
+    twin, arrivals, fills = _set_up(space, plan, rate)
+    spare = len(space.sample) - space.objectives.needed(len(space.sample))
+    Watch(twin, space.objectives, arrivals, space.sample.outputs, fills, spare)
+    try:
+        return _trial(space, rate, twin.run(), fills)
+    except GivenUp as lost:
+        return Trial(rate, lost.met / lost.decided, False, math.inf, math.inf, math.inf, whole=False)
+
+
+def _set_up(space: Space, plan: Plan, rate: float) -> tuple[Twin, list[float], list[float]]:
+    """A run, when its requests arrive, and what each one's first token waits for outside of the twin."""
+    trace = space.sample.at(rate)
     piped = any(pool.cell.parallelism.pipeline > 1 for pool in plan.pools)
-    ttfts, tpots, met = [], [], 0
-    for outcome in result.outcomes:
-        fill = fill_of(space, plan, space.sample.prompts[outcome.index]) if piped else 0.0
-        ttft, tpot = _latency(outcome, fill)
-        ttfts.append(ttft)
-        tpots.append(tpot)
-        met += ttft <= goal.ttft_s and tpot <= goal.tpot_s
-    need = math.ceil(goal.attainment * total - 1e-9)
+    prompts = space.sample.prompts
+    fills = [fill_of(space, plan, prompt) for prompt in prompts] if piped else [0.0] * len(prompts)
+    return Twin(scenario_of(space, plan), trace), [request.arrival_s for request in trace.requests], fills
+
+
+def _trial(space: Space, rate: float, result: Result, fills: list[float]) -> Trial:
+    goal, total = space.objectives, len(space.sample)
+    need = goal.needed(total)
+    pairs = [latency(outcome, fills[outcome.index]) for outcome in result.outcomes]
+    met = sum(ttft <= goal.ttft_s and tpot <= goal.tpot_s for ttft, tpot in pairs)
     return Trial(
         rate,
         met / total,
         met >= need,
-        sorted(ttfts)[need - 1],
-        sorted(tpots)[need - 1],
+        sorted(ttft for ttft, _ in pairs)[need - 1],
+        sorted(tpot for _, tpot in pairs)[need - 1],
         result.resources.total.joules / total,
     )
-
-
-def _latency(outcome: Outcome, fill_s: float) -> tuple[float, float]:
-    """(TTFT, TPOT) as the client has them; no TPOT where there is one token only."""
-    if outcome.verdict is not Verdict.COMPLETED or outcome.ttft_s is None:
-        return math.inf, math.inf
-    return outcome.ttft_s + fill_s, outcome.tpot_s or 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +130,11 @@ class Climb:
     runs: int
 
 
-def climb(attempt: Callable[[float], Trial], floor: int, ceiling: int, guess: int | None = None) -> Climb:
-    """The highest step above `floor` and up to `ceiling` that holds, found by strides that double and then halve.
+def climb(
+    attempt: Callable[[float], Trial], floor: int, ceiling: int, guess: int | None = None, *, within: int = 1
+) -> Climb:
+    """The highest step above `floor` and up to `ceiling` that holds, found by strides that double and then halve, and
+    told to so many steps as `within`.
 
     Without a `guess` the step after `floor` is tried first: most plans are worse than the best so far and are done with
     after that one run. Chance can make a higher step hold though a lower one does not; the search then ends at one of
@@ -139,7 +156,7 @@ def climb(attempt: Callable[[float], Trial], floor: int, ceiling: int, guess: in
     while low == floor and low + 1 < high and guess is not None:
         at, stride = max(low + 1, high - stride), 2 * stride
         low, high = (at, high) if holds(at) else (low, at)
-    while high - low > 1 and (low > floor or guess is not None):
+    while high - low > within and (low > floor or guess is not None):
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return Climb(low, runs[low] if low in runs else runs[min(runs)], len(runs))
