@@ -87,6 +87,21 @@ def test_what_cannot_be_is_refused_in_a_sentence(trace: Path, change: dict[str, 
     assert not out
 
 
+@pytest.mark.parametrize(("rate", "near"), [("5000", False), ("7", True)])
+def test_a_search_without_an_answer_is_written_too(trace: Path, tmp_path: Path, rate: str, near: bool) -> None:
+    report = tmp_path / "plan.json"
+    code, out, err = run(
+        "--model", "opt-13b", "--nodes", "a100-80g=1x1", "--trace", str(trace), "--requests", "40", "--rank", "cost",
+        "--ttft", "300ms", "--rate", rate, "--json", str(report),
+    )  # fmt: skip
+    assert code == 1 and not out
+    told = json.loads(report.read_text())
+    assert told["holds"] is False and told["ranking"] == [] and told["run"]["model"] == "facebook/opt-13b"
+    assert told["why_nothing"] and told["why_nothing"] in err.replace("\n", " ")
+    assert (told["nearest"] is not None) == near
+    assert not near or (told["nearest"]["attainment"] < 0.9 and told["nearest"]["pools"] and told["counts"]["tried"])
+
+
 def test_an_attainment_is_told_as_it_was_asked_for(trace: Path) -> None:
     asked = ("--model", "opt-13b", "--nodes", "a100-80g=1x2", "--trace", str(trace), "--requests", "40", "--most", "2")
     code, out, err = run(*asked, "--attainment", "99.95%")

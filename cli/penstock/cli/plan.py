@@ -155,19 +155,16 @@ def plan(
         found = find_plans(space, ready.goal, most=most, requests=requests, mapper=mapper, tell=view.show)
         space = replace(space, sample=space.sample.first(found.requests))
         why = why_second(space, ready.goal, found)
+    facts = _facts(trace.name, space, seed)
     if not found.ranking:
-        console.print(
-            f"penstock plan: {why_nothing(space, ready.goal, found)}",
-            style="red",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        nothing = why_nothing(space, ready.goal, found)
+        console.print(f"penstock plan: {nothing}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _write(json_file, as_json(space, ready.goal, found, nothing, facts))
         raise typer.Exit(NOTHING_HOLDS)
     print_plans(console, space, ready.goal, found, why)
     if requests is None and found.requests == _LONGEST:
         console.print(f"plan: {_TOO_SHORT}", highlight=False, markup=False, soft_wrap=True)
-    _write(json_file, as_json(space, ready.goal, found, why, _facts(trace.name, space, seed)))
+    _write(json_file, as_json(space, ready.goal, found, why, facts))
     typer.echo(manifest(space, found.ranking[0].plan, manifest_of), nl=False)
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from penstock.simulator.planning import Found, Goal, Space, Standing, percent
+from penstock.simulator.planning import Found, Goal, Plan, Space, Standing, Trial, percent
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
@@ -65,22 +65,33 @@ def print_plans(console: Console, space: Space, goal: Goal, found: Found, why: s
 
 
 def as_json(space: Space, goal: Goal, found: Found, why: str, run: dict[str, Any]) -> dict[str, Any]:
-    """The search for a program."""
+    """The search for a program. `why` is why the second best plan lost or, where the ranking is empty, why none holds;
+    then `nearest` is the plan that came nearest to holding, where any was tried."""
     return {
         "version": 1,
         "run": run,
         "rank": str(goal.rank),
         "rate": goal.rate,
+        "holds": bool(found.ranking),
         "ranking": [_standing(standing) for standing in found.ranking],
-        "why_second": why,
+        "why_second": why if found.ranking else "",
+        "why_nothing": "" if found.ranking else why,
+        "nearest": None if found.nearest is None else _tried(space, *found.nearest),
         "counts": {name: getattr(found.counts, name) for name in ("enumerated", "dropped", "tried", "unseen", "runs")},
     }
 
 
 def _standing(standing: Standing) -> dict[str, Any]:
-    trial = standing.trial
+    return {**_plan(standing.plan, standing.trial, standing.cost_per_hour), "rate": standing.rate}
+
+
+def _tried(space: Space, plan: Plan, trial: Trial) -> dict[str, Any]:
+    return {**_plan(plan, trial, plan.cost_per_hour(space.prices)), "rate": trial.rate}
+
+
+def _plan(plan: Plan, trial: Trial, cost_per_hour: float) -> dict[str, Any]:
     return {
-        "plan": str(standing.plan),
+        "plan": str(plan),
         "pools": [
             {
                 "role": pool.cell.role.api_name,
@@ -89,14 +100,13 @@ def _standing(standing: Standing) -> dict[str, Any]:
                 "replicas": pool.replicas,
                 "max_num_batched_tokens": pool.cell.budget,
             }
-            for pool in standing.plan.pools
+            for pool in plan.pools
         ],
-        "accelerators": standing.plan.accelerators,
-        "rate": standing.rate,
+        "accelerators": plan.accelerators,
         "attainment": trial.attainment,
         "ttft_seconds": trial.ttft_s if math.isfinite(trial.ttft_s) else None,
         "tpot_seconds": trial.tpot_s if math.isfinite(trial.tpot_s) else None,
-        "cost_per_hour": standing.cost_per_hour,
+        "cost_per_hour": cost_per_hour,
         "joules_per_request": trial.joules,
     }
 

@@ -201,7 +201,7 @@ def worker_kinds(workers: Sequence[WorkerSpec]) -> tuple[str, ...]:
         role = f"{worker.pool} ({worker.role.api_name}) " if worker.pool else ""
         kind = f"{role}on {worker.accelerator.name} ({worker.parallelism}), {tokens}, profile {worker.profile.source}"
         kinds[kind] = kinds.get(kind, 0) + 1
-    return tuple(f"{count} workers {kind}" for kind, count in kinds.items())
+    return tuple(f"{count} {'worker' if count == 1 else 'workers'} {kind}" for kind, count in kinds.items())
 
 
 _traces: Traces | None = None  # Of a process of the pool.
