@@ -30,7 +30,7 @@ from penstock.core.models.pipeline import fill_ms
 from penstock.simulator.planning.candidates import Cell, Plan, whole_pass, worker_profile
 from penstock.simulator.planning.goal import Space, rate_at, step_below
 
-__all__ = ["Bounds", "fill_of", "kv_tokens", "profile_of"]
+__all__ = ["Bounds", "fill_of", "kv_tokens", "profile_of", "whole_of"]
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -218,19 +218,24 @@ def _ratio(reference: Array, work: Array) -> float:
 def fill_of(space: Space, plan: Plan, prompt: int) -> float:
     """Seconds that a prompt's first token waits for later stages of a pipeline, on the prefill pool with the fewest."""
     waits = [
-        fill_ms(
-            whole_pass(space.model, space.accelerator(pool.cell.accelerator), pool.cell.parallelism),
-            pool.cell.parallelism.pipeline, prompt, pool.cell.budget,
-        )
+        fill_ms(whole_of(space, pool.cell), pool.cell.parallelism.pipeline, prompt, pool.cell.budget)
         for pool in plan.pools
         if pool.cell.role is not Role.DECODE
-    ]  # fmt: skip
+    ]
     return min(waits, default=0.0) / 1e3
+
+
+def whole_of(space: Space, cell: Cell) -> LatencyProfile:
+    """One pass through all stages of one such worker: as the space knows it, or else the catalogue."""
+    for accelerator, role, tensor, profile in space.paces:
+        if (accelerator, role, tensor) == (cell.accelerator, cell.role, cell.parallelism.tensor):
+            return profile
+    return whole_pass(space.model, space.accelerator(cell.accelerator), cell.parallelism)
 
 
 def profile_of(space: Space, cell: Cell) -> LatencyProfile:
     """The pace of one such worker."""
-    return worker_profile(space.model, space.accelerator(cell.accelerator), cell.parallelism, cell.role)
+    return worker_profile(whole_of(space, cell), cell.parallelism.pipeline, cell.role)
 
 
 def kv_tokens(space: Space, cell: Cell) -> int:

@@ -106,17 +106,14 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def worker_profile(
-    model: ModelArchitecture, accelerator: Accelerator, parallelism: Parallelism, role: Role
-) -> LatencyProfile:
-    """The pace of a worker: what is known of its tensor degree, its pipeline by DistServe's law."""
-    whole = whole_pass(model, accelerator, parallelism)
-    return pipelined(whole, parallelism.pipeline, prefill_only=role is Role.PREFILL)
+def worker_profile(whole: LatencyProfile, stages: int, role: Role) -> LatencyProfile:
+    """The pace of a worker of so many pipeline stages, from that of `whole` passes: by DistServe's law."""
+    return pipelined(whole, stages, prefill_only=role is Role.PREFILL)
 
 
 @lru_cache(maxsize=4096)
 def whole_pass(model: ModelArchitecture, accelerator: Accelerator, parallelism: Parallelism) -> LatencyProfile:
-    """One pass through all stages of a worker's pipeline."""
+    """One pass through all stages of a worker's pipeline, as the catalogue knows it."""
     flat = Parallelism(tensor=parallelism.tensor, data=parallelism.data, expert=parallelism.expert)
     return resolve_profile(model, accelerator, flat)
 

@@ -14,7 +14,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 from penstock.core.engine import BatchScheduler
-from penstock.core.models import Accelerator, ModelArchitecture
+from penstock.core.fleet import Role
+from penstock.core.models import Accelerator, LatencyProfile, ModelArchitecture
 from penstock.core.traces import Trace, TraceRequest
 from penstock.router.decisions.policies import DEFAULT_POLICY
 from penstock.router.decisions.split import SplitLimits
@@ -140,6 +141,8 @@ class Space:
     first_token: FirstToken = FirstToken.DECODE
     split: SplitLimits = field(default_factory=SplitLimits)
     scheduler: BatchScheduler = BatchScheduler.STALL_FREE
+    paces: tuple[tuple[str, Role, int, LatencyProfile], ...] = ()
+    """Of whole passes, where the catalogue is not to be asked: (accelerator class, role, tensor degree, pace)."""
 
     def __post_init__(self) -> None:
         names = [group.accelerator.name for group in self.groups]

@@ -13,8 +13,8 @@ from heapq import heapreplace
 
 import numpy as np
 from penstock.core.models.pipeline import fill_ms
-from penstock.simulator.planning.bounds import profile_of
-from penstock.simulator.planning.candidates import Cell, whole_pass
+from penstock.simulator.planning.bounds import profile_of, whole_of
+from penstock.simulator.planning.candidates import Cell
 from penstock.simulator.planning.goal import Space, rate_at, step_below
 
 __all__ = ["Workers", "prefill_rate"]
@@ -49,7 +49,7 @@ def _seconds(space: Space, cell: Cell, prompts: tuple[int, ...]) -> tuple[list[f
     stages = cell.parallelism.pipeline
     if stages == 1:
         return (work / 1e3).tolist(), [0.0] * len(prompts)
-    whole = whole_pass(space.model, space.accelerator(cell.accelerator), cell.parallelism)
+    whole = whole_of(space, cell)
     return (work / 1e3).tolist(), [fill_ms(whole, stages, prompt, cell.budget) / 1e3 for prompt in prompts]
 
 

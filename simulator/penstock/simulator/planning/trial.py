@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.core.fleet import Role
-from penstock.simulator.planning.bounds import fill_of
-from penstock.simulator.planning.candidates import Plan, PlanPool, worker_profile
+from penstock.simulator.planning.bounds import fill_of, profile_of
+from penstock.simulator.planning.candidates import Plan, PlanPool
 from penstock.simulator.planning.goal import Space, rate_at
 from penstock.simulator.planning.watch import GivenUp, Watch, latency
 from penstock.simulator.scenario import PoolSpec, Scenario
@@ -69,7 +69,7 @@ def scenario_of(space: Space, plan: Plan) -> Scenario:
 
 def _spec(space: Space, name: str, pool: PlanPool) -> PoolSpec:
     cell = pool.cell
-    profile = worker_profile(space.model, space.accelerator(cell.accelerator), cell.parallelism, cell.role)
+    profile = profile_of(space, cell)
     limit = cell.tokens_in_flight
     degrees = cell.parallelism
     return PoolSpec(
