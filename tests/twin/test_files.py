@@ -34,7 +34,8 @@ pools:
    maxNumBatchedTokens: 4096, maxNumSeqs: 64, scheduler: PrefillFirst, profile: {prefill: [1, 2, 0], decode: [3, 4, 0]}}
 - {name: decode, role: Decode, acceleratorClass: a100-80g, parallelism: {tensor: 8}, replicas: 2}
 engine: {maxContext: 9000, kvCapacity: infinite, blockSize: 32, maxNumSeqs: 100, maxNumBatchedTokens: 2048,
-  scheduler: DecodeFirst, maxStalls: 4, mixedPassFactor: 1.1, schedulingPolicy: priority, prefixCaching: false}
+  scheduler: DecodeFirst, maxStalls: 4, mixedPassFactor: 1.1, schedulingPolicy: priority, prefixCaching: false,
+  preemption: Swap, hostKvCapacity: 50000, hostGbytesPerS: 12}
 profile: {prefill: [10, 0.1, 0], decode: [20, 0.2, 1.0e-4], experts: [1, 0.5]}
 router: {scrapeInterval: 1s, readinessDelay: 3s, maxInFlight: 99, indexBytes: 1000000,
   retries: {attempts: 2, backoff: 10ms, maxBackoff: 1s, ejectAfter: 9, ejection: 3s, maxEjection: 40s,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from penstock.core.engine import BatchScheduler, EngineConfig
+from penstock.core.engine import BatchScheduler, EngineConfig, Preemption
 from penstock.core.fleet import Role
 from penstock.core.models import (
     Accelerator,
@@ -91,7 +91,7 @@ def _group_workers(
         return memory.reason
     if degrees.accelerators > group.accelerators:
         return f"a worker needs {degrees.accelerators} {accelerator.name}, a node has {group.accelerators}"
-    config = _config(scenario, None, memory.kv_capacity_tokens, context, block_size)
+    config = _swapping(_config(scenario, None, memory.kv_capacity_tokens, context, block_size), scenario, degrees)
     profile = scenario.profile or resolve_profile(scenario.model, accelerator, degrees)
     return [
         WorkerSpec(
@@ -167,7 +167,7 @@ def worker_of_pool(
         taken[0][0].name,
         accelerator,
         degrees,
-        _config(scenario, pool, memory.kv_capacity_tokens, context, block_size),
+        _swapping(_config(scenario, pool, memory.kv_capacity_tokens, context, block_size), scenario, degrees),
         pool.profile or scenario.profile or resolve_profile(scenario.model, accelerator, degrees),
         pool.role,
         pool.name,
@@ -221,6 +221,24 @@ def _config(
         scheduler=scheduler,
         max_stalls=scenario.max_stalls if scheduler is BatchScheduler.PREFILL_FIRST else None,
         mixed_pass_factor=scenario.mixed_pass_factor,
+    )
+
+
+def _swapping(config: EngineConfig, scenario: Scenario, degrees: Parallelism) -> EngineConfig:
+    """With host memory, where there is some. Every accelerator copies its share of a block over a link of its own."""
+    host = scenario.host
+    if host is None:
+        return config
+    if host.tokens < config.block_size:
+        raise Impossible(
+            f"host memory for {host.tokens} tokens holds no block of {config.block_size}; give it more, or none"
+        )
+    block = scenario.model.kv_bytes_per_token() * config.block_size
+    return replace(
+        config,
+        preemption=Preemption.SWAP,
+        num_host_blocks=host.tokens // config.block_size,
+        swap_ms_per_block=block / (host.gbytes_per_s * 1e9 * degrees.accelerators) * 1e3,
     )
 
 

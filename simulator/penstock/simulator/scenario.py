@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -26,7 +27,8 @@ from penstock.simulator.scaling_rules import Autoscaling, PowerDomain
 from penstock.simulator.startup import StartUp
 
 __all__ = [
-    "ENDLESS", "Crash", "FirstToken", "Impossible", "NodeGroup", "PoolSpec", "Scenario", "WorkerSpec", "parse_nodes",
+    "ENDLESS", "Crash", "FirstToken", "HostMemory", "Impossible", "NodeGroup", "PoolSpec", "Scenario", "WorkerSpec",
+    "parse_nodes",
 ]  # fmt: skip
 
 ENDLESS = 1 << 60
@@ -81,6 +83,22 @@ class PoolSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Where engines put the KV of sequences that have to make room, rather than computing it again."""
+
+    tokens: int
+    """Of KV cache, on the host of each worker; what finds no room there is computed again."""
+    gbytes_per_s: float = 25.0
+    """Between each accelerator and its host, one way: about what PCIe 4.0 x16 sustains of its 32."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise Impossible(f"host memory for {self.tokens} tokens holds nothing; give 1 or more, or none at all")
+        if not 0 < self.gbytes_per_s < math.inf:
+            raise Impossible(f"a link to the host of {self.gbytes_per_s} GB/s moves nothing; give more than 0")
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """A cluster, what it runs and how. Times in seconds, sizes in tokens."""
 
@@ -106,6 +124,8 @@ class Scenario:
     mixed_pass_factor: float | None = None
     scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
     """Who leaves an engine's queue first: who came first, or whose priority number is lower."""
+    host: HostMemory | None = None
+    """Where preempted sequences wait; None: their KV is dropped and computed again, as vLLM does."""
     prefix_caching: bool = True
     profile: LatencyProfile | None = None
     """Of every worker, in place of the catalogue's."""

@@ -108,6 +108,7 @@ class ScenarioForm(Form):
             max_stalls=engine.max_stalls,
             mixed_pass_factor=engine.mixed_pass_factor,
             scheduling_policy=engine.scheduling_policy,
+            host=engine.host,
             prefix_caching=engine.prefix_caching,
             profile=None if self.profile is None else self.profile.build(),
             ttft_s=self.objectives.ttft,

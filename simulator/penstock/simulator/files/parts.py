@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from penstock.core.engine import BatchScheduler, SchedulingPolicy
+from penstock.core.engine import BatchScheduler, Preemption, SchedulingPolicy
 from penstock.core.fleet import Role
 from penstock.core.models import LatencyProfile, Parallelism, ProfileSource
 from penstock.router.decisions.retries import RetryLimits
@@ -12,7 +12,7 @@ from penstock.router.decisions.split import SplitLimits
 from penstock.simulator.faults import Crash, Fault, LostEvents, Partition, Slow, Throttle, Timeouts
 from penstock.simulator.files.values import Form, Seconds
 from penstock.simulator.links import Level, Link, Topology
-from penstock.simulator.scenario import ENDLESS, PoolSpec
+from penstock.simulator.scenario import ENDLESS, HostMemory, PoolSpec
 from penstock.simulator.startup import StartUp
 from pydantic import Field, model_validator
 
@@ -111,7 +111,30 @@ class EngineForm(Form):
     max_stalls: Annotated[int, Field(ge=0)] | None = None
     mixed_pass_factor: Annotated[float, Field(ge=1)] | None = None
     scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
+    preemption: Preemption = Preemption.RECOMPUTE
+    """What becomes of the KV of a sequence that has to make room."""
+    host_kv_capacity: Count | None = None
+    """Tokens of KV on the host of each worker; for `preemption: Swap`, which needs it."""
+    host_gbytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Between each accelerator and its host; for `preemption: Swap`."""
     prefix_caching: bool = True
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        swaps = self.preemption is Preemption.SWAP
+        if swaps and self.host_kv_capacity is None:
+            raise ValueError("preemption: Swap needs hostKvCapacity, the tokens that each worker's host has room for")
+        if not swaps and (self.host_kv_capacity is not None or self.host_gbytes_per_s is not None):
+            raise ValueError("hostKvCapacity and hostGbytesPerS are for preemption: Swap; leave them out, or write it")
+        return self
+
+    @property
+    def host(self) -> HostMemory | None:
+        """Where preempted sequences wait, as a scenario has it."""
+        if self.host_kv_capacity is None:
+            return None
+        rate = self.host_gbytes_per_s
+        return HostMemory(self.host_kv_capacity) if rate is None else HostMemory(self.host_kv_capacity, rate)
 
     @property
     def kv_tokens(self) -> int | None:
