@@ -66,7 +66,7 @@ def test_the_fitted_object_can_be_applied_and_is_close_to_the_truth(outcomes: Pa
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("", "found the worker idle"),
+        ("", "no request was completed"),
         ("{}\n", "line 1 is no outcome"),
         ("what\n", "line 1 is no outcome"),
     ],

@@ -1,37 +1,62 @@
-"""`penstock profile fit`: a PerformanceProfile from a benchmark run, with the error of the fit.
+"""`penstock profile fit`: a PerformanceProfile with the error of the fit, from a benchmark run or from `/metrics`.
 
-The run is what `penstock replay --outcomes FILE` wrote, sent straight to one worker. The error goes to standard error,
-the object to standard output. Exit code 2 means that nothing could be fitted.
+The run is what `penstock replay --outcomes FILE` wrote, sent straight to one worker; metrics are those of workers with
+whatever traffic they have. The error goes to standard error, the object to standard output. Exit code 2 means that
+nothing could be fitted.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from penstock.api import PerformanceProfile
-from penstock.api.base import DNS_NAME_PATTERN
+from penstock.cli.profile_metrics import Wanted, fit_from_metrics, report
+from penstock.cli.profile_object import profile_object
+from penstock.cli.profile_outcomes import read_outcomes
+from penstock.cli.values import parse_duration
 from penstock.core.models import Parallelism
-from penstock.core.models.fitting import Fit, Observed, Quality, fit_profile
-from penstock.core.reports import Verdict
-from pydantic import ValidationError
+from penstock.core.models.fitting import Quality, fit_profile
 from rich.console import Console
 
 NOTHING_FITTED = 2
 
 app = typer.Typer(name="profile", help="How fast workers are.", no_args_is_help=True)
 
-_Outcomes = Annotated[Path, typer.Option(help="What `penstock replay --outcomes` wrote of a run against one worker.")]
-_Model = Annotated[str, typer.Option(help="The served model's name.")]
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+_Outcomes = Annotated[
+    Path | None, typer.Option(help="What `penstock replay --outcomes` wrote of a run against one worker.")
+]
+_Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL|FILE",
+        help="A worker to scrape, such as http://127.0.0.1:8000, or a file that --save wrote; once for each.",
+    ),
+]
+_Model = Annotated[str | None, typer.Option(help="The served model's name (default: what the metrics say).")]
 _Accelerator = Annotated[str, typer.Option(help="The AcceleratorClass of the worker, such as h100-80g.")]
 _Degree = Annotated[int, typer.Option(min=1, max=64, help="Of the worker's parallelism.")]
 _Name = Annotated[str | None, typer.Option(help="Name of the object (default: made from accelerator and degrees).")]
 _Provenance = Annotated[str, typer.Option(help="Who measured, where and when.")]
+_For = Annotated[
+    float, typer.Option("--for", parser=_duration, metavar="DURATION", help="Scrape for this long; or press Ctrl-C.")
+]
+_Interval = Annotated[float, typer.Option(parser=_duration, metavar="DURATION", help="From one scrape to the next.")]
+_Timeout = Annotated[float, typer.Option(parser=_duration, metavar="DURATION", help="Bound on one scrape.")]
+_Save = Annotated[Path | None, typer.Option(help="Write the scrapes here, to be fitted again.")]
+_Budget = Annotated[
+    int | None, typer.Option(min=1, help="The engine's: longer prompts take several passes and are left out.")
+]
 
 
 @app.callback()
@@ -41,96 +66,73 @@ def _group() -> None:
 
 @app.command("fit")
 def fit(
-    outcomes: _Outcomes,
-    model: _Model,
     accelerator: _Accelerator,
+    outcomes: _Outcomes = None,
+    metrics: _Metrics = None,
+    model: _Model = None,
     tensor: _Degree = 1,
     pipeline: _Degree = 1,
     name: _Name = None,
     provenance: _Provenance = "",
+    duration: _For = "5m",  # type: ignore[assignment]  # typer hands defaults to the parser
+    interval: _Interval = "1s",  # type: ignore[assignment]
+    timeout: _Timeout = "2s",  # type: ignore[assignment]
+    save: _Save = None,
+    max_num_batched_tokens: _Budget = None,
 ) -> None:
-    """Fit a worker's latency from a benchmark run, say how far it is off, and print the PerformanceProfile."""
+    """Fit workers' latency from a benchmark run or from their metrics, say how far it is off, and print the
+    PerformanceProfile."""
     console = Console(stderr=True)
+    degrees = Parallelism(tensor=tensor, pipeline=pipeline)
     try:
-        observed = list(read_outcomes(outcomes))
-        fitted = fit_profile(observed, provenance or f"penstock profile fit, {outcomes.name}, {len(observed)} requests")
-        degrees = Parallelism(tensor=tensor, pipeline=pipeline)
-        made = profile_object(fitted, model, accelerator, degrees, name)
+        if (outcomes is None) == (not metrics):
+            raise ValueError("give one of --outcomes, a benchmark run, and --metrics, workers or their scrapes")
+        if outcomes is not None:
+            lines, made = _from_outcomes(outcomes, model, accelerator, degrees, name, provenance)
+        else:
+            wanted = Wanted(metrics or (), interval, duration, timeout, save, max_num_batched_tokens)
+            lines, made = _from_metrics(wanted, model, accelerator, degrees, name, provenance, console)
     except (OSError, ValueError) as error:
-        said = f"{outcomes}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+        said = f"{error.filename}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
         console.print(f"penstock profile fit: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(NOTHING_FITTED) from None
-    for phase, quality in (("prefill", fitted.prefill), ("decode", fitted.decode)):
-        console.print(f"profile: {phase}: {_sentence(quality)}", highlight=False, markup=False, soft_wrap=True)
-    typer.echo(yaml.safe_dump(made, sort_keys=False), nl=False)
+    for line in lines:
+        console.print(f"profile: {line}", highlight=False, markup=False, soft_wrap=True)
+    typer.echo(yaml.safe_dump(made, sort_keys=False, allow_unicode=True), nl=False)
 
 
-def read_outcomes(path: Path) -> Iterator[Observed]:
-    """The completed requests of a file of outcomes. Raises ValueError with file, line and reason."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                found = json.loads(line)
-                if found["verdict"] == Verdict.COMPLETED and None not in (found["ttft_s"], found["prompt_tokens"]):
-                    yield _observed(found)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"{path}: line {number} is no outcome ({type(error).__name__}: {error}); give a file that "
-                    "penstock replay --outcomes wrote"
-                ) from None
+_Told = tuple[list[str], dict[str, Any]]
+"""What to say of a fit, and its object."""
 
 
-def profile_object(fitted: Fit, model: str, accelerator: str, degrees: Parallelism, name: str | None) -> dict[str, Any]:
-    """The object as a manifest. Raises ValueError for a name that the API does not take, of object, model or class."""
-    a, b, c = fitted.profile.prefill
-    d, e, f = fitted.profile.decode
-    spec = {
-        "modelName": model,
-        "acceleratorClassName": accelerator,
-        "parallelism": degrees.to_dict(),
-        "source": "Benchmark",
-        "prefill": {"base": _decimal(a), "perToken": _decimal(b), "perSquaredToken": _decimal(c)},
-        "decode": {"base": _decimal(d), "perSequence": _decimal(e), "perContextToken": _decimal(f)},
-        "provenance": f"{fitted.profile.provenance}; median error prefill {fitted.prefill.median_error:.1%}, "
-        f"decode {fitted.decode.median_error:.1%}",
-    }
-    spread = "-".join(f"{key[0]}p{degree}" for key, degree in degrees.to_dict().items())
-    plain = re.sub(r"[^a-z0-9]+", "-", model.rpartition("/")[2].lower()).strip("-")
-    called = name or f"{plain}-{accelerator}-{spread}"
-    if len(called) > 253 or not re.fullmatch(DNS_NAME_PATTERN, called):
-        raise ValueError(
-            f"{called!r} is no name of an object; give one by --name: lower-case letters, digits, - and ., which "
-            "may be neither first nor last"
-        )
-    made = {
-        "apiVersion": "penstock.dev/v1alpha1",
-        "kind": "PerformanceProfile",
-        "metadata": {"name": called},
-        "spec": spec,
-    }
-    try:
-        PerformanceProfile.model_validate(made)
-    except ValidationError as error:
-        wrong = (f"{one['loc'][-1]} {one['input']!r}: {one['msg']}" for one in error.errors())
-        raise ValueError(f"the API takes no such profile: {'; '.join(wrong)}") from None
-    return made
+def _from_outcomes(
+    outcomes: Path, model: str | None, accelerator: str, degrees: Parallelism, name: str | None, provenance: str
+) -> _Told:
+    if model is None:
+        raise ValueError("a benchmark run does not say which model was served; give --model")
+    observed = list(read_outcomes(outcomes))
+    if not observed:
+        raise ValueError(f"{outcomes}: no request was completed in it, so there is nothing to fit")
+    said = provenance or f"penstock profile fit, {outcomes.name}, {len(observed)} requests"
+    fitted = fit_profile(observed, said)
+    errors = f"{said}; median error prefill {fitted.prefill.median_error:.1%}, decode {fitted.decode.median_error:.1%}"
+    made = profile_object(replace(fitted.profile, provenance=errors), model, accelerator, degrees, name)
+    phases = (("prefill", fitted.prefill), ("decode", fitted.decode))
+    return [f"{phase}: {_sentence(quality)}" for phase, quality in phases], made
 
 
-def _observed(found: dict[str, Any]) -> Observed:
-    sent = float(found["sent_s"])
-    return Observed(
-        sent,
-        sent + float(found["ttft_s"]),
-        sent + float(found["e2e_s"]),
-        int(found["prompt_tokens"]),
-        int(found["output_tokens"] or 0),
-        int(found["cached_tokens"] or 0),
-    )
-
-
-def _decimal(value: float) -> str:
-    """A number as the API takes it, to twelve places."""
-    return f"{value:.12f}".rstrip("0").rstrip(".") or "0"
+def _from_metrics(
+    wanted: Wanted, model: str | None, accelerator: str, degrees: Parallelism, name: str | None, provenance: str,
+    console: Console,
+) -> _Told:  # fmt: skip
+    found = fit_from_metrics(wanted, provenance, console)
+    lines = list(report(found))
+    served = found.models[0] if found.models else ""
+    if model is not None and served and model != served:
+        lines.append(f"note: the workers serve {served}, the profile is for {model}")
+    if not (model or served):
+        raise ValueError("the metrics do not say which model is served; give --model")
+    return lines, profile_object(found.fit.profile, model or served, accelerator, degrees, name, found.kv_capacity)
 
 
 def _sentence(quality: Quality) -> str:

@@ -21,7 +21,9 @@ Array = npt.NDArray[np.float64]
 
 LEAST = 8
 """Fewest equations of each kind: three coefficients and something to judge them by."""
-_FAR, _EXACT = 5.0, 1e-3  # Times the median error from which a sample is left out; errors so small never are.
+_FAR, _NEAR = 5.0, 0.01  # Times the median error from which a sample is left out, and how much more it may be.
+_EXACT = 1e-3  # Errors below it are all alike.
+_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,32 @@ class Fit:
 
 def solve_relative(rows: Array, times: Array, kinds: npt.NDArray[np.int_] | None = None) -> Array:
     """The x >= 0 with the least relative errors of rows @ x against `times`, found again without what lies far off
-    the first answer. `kinds` numbers the kinds of equations (default: all of one kind): what is far is judged within
-    each of them, since one kind may be noisier than another."""
+    the first answer. `kinds` numbers the kinds of equations (default: all of one kind): one kind may be noisier than
+    another, so what is far is judged within each of them, and each counts for as much as it is exact."""
     kinds = np.zeros(len(times), dtype=np.int_) if kinds is None else kinds
     scaled = rows / times[:, None]
-    found = non_negative_least_squares(scaled, np.ones(len(times)))
+    found = _least_absolute(scaled)
     errors = np.abs(scaled @ found - 1.0)
-    near = np.ones(len(times), dtype=bool)
+    near, weights = np.ones(len(times), dtype=bool), np.ones(len(times))
     for kind in np.unique(kinds):
         mine = kinds == kind
-        near[mine] = errors[mine] <= _FAR * np.median(errors[mine]) + _EXACT
-    return found if near.all() else non_negative_least_squares(scaled[near], np.ones(int(near.sum())))
+        usual = float(np.median(errors[mine]))
+        near[mine] = errors[mine] <= _FAR * usual + _NEAR
+        weights[mine] = 1.0 / max(usual, _EXACT)
+    # By what was predicted: to divide by the measured time is to believe most in what came out too short by chance.
+    weights /= weights.max() * np.maximum(rows @ found, 1e-9)
+    return non_negative_least_squares(rows[near] * weights[near, None], times[near] * weights[near])
+
+
+def _least_absolute(scaled: Array) -> Array:
+    """x >= 0 with the least sum of |scaled @ x - 1|, nearly: squares, weighted anew by how far off each was. What is
+    far off by no fault of the engine, be it a third of all and all of it too long, moves it little."""
+    ones = np.ones(len(scaled))
+    found = non_negative_least_squares(scaled, ones)
+    for _ in range(_ROUNDS):
+        weights = 1.0 / np.sqrt(np.maximum(np.abs(scaled @ found - 1.0), _EXACT))
+        found = non_negative_least_squares(scaled * weights[:, None], weights)
+    return found
 
 
 def non_negative_least_squares(rows: Array, values: Array) -> Array:
@@ -70,8 +87,12 @@ def non_negative_least_squares(rows: Array, values: Array) -> Array:
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0] = 1.0
     scaled, unknowns = rows / scale, rows.shape[1]
+    whole: Array = np.linalg.lstsq(scaled, values, rcond=None)[0]
+    if (whole >= 0).all():
+        scaled_back: Array = whole / scale
+        return scaled_back
     best, least = np.zeros(unknowns), float(np.linalg.norm(values))
-    for size in range(1, unknowns + 1):
+    for size in range(1, unknowns):
         for chosen in map(list, combinations(range(unknowns), size)):
             found = np.linalg.lstsq(scaled[:, chosen], values, rcond=None)[0]
             error = float(np.linalg.norm(scaled[:, chosen] @ found - values))
