@@ -51,3 +51,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["decide-again", name])
         assert done.exit_code == 2
         assert said in done.stderr
+
+
+def test_a_file_without_a_record_proves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "picks.jsonl"
+    for content in (b"", b'{"kind": "Pi'):
+        file.write_bytes(content)
+        done = CliRunner().invoke(app, ["decide-again", str(file)])
+        assert done.exit_code == 2
+        assert "picks.jsonl: nothing was recorded in it" in done.stderr

@@ -1,6 +1,7 @@
 """`penstock decide-again`: decisions that a router or an autoscaler recorded (`--record`), made again here.
 
-Exit code 0 means that all came out the same to the byte, 1 that some did not, 2 that a file could not be read.
+Exit code 0 means that all came out the same to the byte, 1 that some did not, 2 that a file could not be read or that
+nothing was recorded in it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def decide_again(files: _Files) -> None:
         try:
             with file.open("rb") as lines:
                 replayed = replay_records(lines, str(file))
+            if not replayed.same and not replayed.different:
+                raise RecordError(f"{file}: nothing was recorded in it; run the router or autoscaler with --record")
         except (OSError, RecordError) as error:
             said = f"{file}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
             errors.print(f"penstock decide-again: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
@@ -42,7 +45,7 @@ def _show(console: Console, file: Path, replayed: Replayed) -> None:
         f"{kind}: {replayed.same[kind]} the same, {replayed.different[kind]} different"
         for kind in sorted({*replayed.same, *replayed.different})
     )
-    console.print(f"{file}: {counts or 'no records'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{file}: {counts}", highlight=False, markup=False, soft_wrap=True)
     for difference in replayed.differences:
         console.print(f"  line {difference.line}", highlight=False)
         for place in difference.places:
