@@ -124,13 +124,27 @@ def test_reports_of_earlier_runs_are_compared_too(scenario: Path, tmp_path: Path
     done = penstock("compare", one, scenario, "--seeds", "2")
     assert done.exit_code == 0, done.output
     assert "better" not in done.output.replace("is better", "")
-    unlike = penstock("compare", one, scenario, "--seeds", "3")
-    assert unlike.exit_code == 2
-    assert "cannot pair 2 runs with 3" in unlike.output
     scenario.with_suffix(".json").write_text("{}")
     broken = penstock("compare", scenario.with_suffix(".json"), scenario)
     assert broken.exit_code == 2
     assert "is no report of penstock simulate" in broken.output
+
+
+def test_unequal_numbers_of_runs_are_refused_before_any_is_played(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, three = tmp_path / "two.json", tmp_path / "three.json"
+    for file, seeds in ((two, "2"), (three, "3")):
+        assert penstock("simulate", scenario, "--seeds", seeds, "--json", file).exit_code == 0
+    monkeypatch.setattr("penstock.cli.simulate_compare.play_all", lambda *_: pytest.fail("nothing is to be played"))
+    unlike = penstock("compare", two, scenario)
+    assert unlike.exit_code == 2
+    assert "two.json is of 2 runs and base.yaml would be of 5 runs; give --seeds 2" in unlike.output
+    assert "base.yaml would be of 1 run and three.json is of 3 runs; give --seeds 3" in (
+        penstock("compare", scenario, three, "--seeds", "1").output
+    )
+    both = penstock("compare", two, three)
+    assert both.exit_code == 2 and "make both reports anew with the same --seeds" in both.output
 
 
 def test_runs_of_other_seeds_are_never_paired(scenario: Path, tmp_path: Path) -> None:

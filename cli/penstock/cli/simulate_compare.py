@@ -108,18 +108,21 @@ def _sides(
     """Both sides: read where they are reports, else simulated; scenarios with the seeds of `seed`, or of the first."""
     made: list[Side | None] = [None, None]
     played_with: list[tuple[int, ...]] = []
+    runs: list[int] = []
     jobs: list[tuple[int, ScenarioForm, Traces]] = []
     for at, path in enumerate((first, second)):
         if path.suffix == ".json":
             earlier = read_report(path)
             made[at] = Side(path.stem, (earlier.report,), earlier.values)
             played_with.append(earlier.seeds)
+            runs.append(max(map(len, earlier.values.values()), default=0))
         else:
             form = _seeded(changed(read_scenario(path), settings, str(path)), seed)
             seed = form.seed
             played_with.append(tuple(range(seed, seed + seeds)))
+            runs.append(seeds)
             jobs.append((at, form, open_traces(path.parent, _sayer(console, "compare"))))
-    _check_pairs((first, second), played_with)
+    _check_pairs((first, second), played_with, runs)
     for _, form, traces in jobs:
         prepare(form, traces, form.seed)
     for at, form, traces in jobs:
@@ -133,15 +136,29 @@ def _sides(
     return one, other
 
 
-def _check_pairs(paths: tuple[Path, Path], played_with: list[tuple[int, ...]]) -> None:
-    """Raises ValueError where run would be paired with run though their seeds are known to differ."""
+def _check_pairs(paths: tuple[Path, Path], played_with: list[tuple[int, ...]], runs: list[int]) -> None:
+    """Raises ValueError, before anything is played, where run cannot be paired with run: they are not equally many, or
+    their seeds are known to differ."""
     ours, theirs = played_with
-    if ours and theirs and len(ours) == len(theirs) and ours != theirs:
+    if runs[0] != runs[1]:
+        said = " and ".join(
+            f"{path.name} {'is' if path.suffix == '.json' else 'would be'} of {count} run{'s' if count != 1 else ''}"
+            for path, count in zip(paths, runs, strict=True)
+        )
+        raise ValueError(f"cannot pair unequal numbers of runs: {said}; {_advice(paths, runs)}")
+    if ours and theirs and ours != theirs:
         said = " and ".join(
             f"{path.name} has seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
             for path, seeds in zip(paths, played_with, strict=True)
         )
         raise ValueError(f"cannot pair runs of other seeds: {said}; give both the same, as by --seed")
+
+
+def _advice(paths: tuple[Path, Path], runs: list[int]) -> str:
+    fixed = [count for path, count in zip(paths, runs, strict=True) if path.suffix == ".json"]
+    if len(fixed) == 1 and fixed[0] > 0:
+        return f"give --seeds {fixed[0]}"
+    return "make both reports anew with the same --seeds"
 
 
 def _rows(cells: tuple[Cell, ...], seed: int, seeds: int, traces: Traces, console: Console) -> list[Row]:
