@@ -65,9 +65,10 @@ def waits(capacity: float, prompt: int, longest: int, requests: int) -> tuple[fl
     share = min(capacity / wanted, 1.0)
     running = (requests + 1) * share
     context = ((prompt + longest // 2) * requests + REQUEST.prompt_tokens) * share
-    tpot = DECODE[0] + DECODE[1] * running + DECODE[2] * context
+    decode = DECODE[0] + DECODE[1] * running + DECODE[2] * context
     prefill = PREFILL[0] + (PREFILL[1] + PREFILL[2] * prompt) * prompt
-    return max(wanted / capacity - 1.0, 0.0) * (output * tpot + running * prefill), tpot
+    stall = requests * (prefill - DECODE[0]) / output * share  # who is not admitted is followed by nobody
+    return max(wanted / capacity - 1.0, 0.0) * (output * decode + running * prefill), decode + stall
 
 
 @pytest.mark.parametrize("longest", [100, 1000])

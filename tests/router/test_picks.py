@@ -9,7 +9,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from penstock.core.fleet import Failure, Fleet, Pick, PickReason, Rejection, RejectReason, Request, Role, Worker
+from penstock.core.fleet import (
+    TYPICAL_OUTPUT,
+    Failure,
+    Fleet,
+    Pick,
+    PickReason,
+    Rejection,
+    RejectReason,
+    Request,
+    Role,
+    Worker,
+)
 from penstock.router.decisions import (
     POLICIES,
     Action,
@@ -30,7 +41,6 @@ from penstock.router.decisions import (
 )
 from penstock.router.decisions.kv_aware import LOCAL_TOKENS
 from penstock.router.decisions.policies_hash import drawn
-from penstock.router.decisions.predict import TYPICAL_OUTPUT
 
 BLOCK = 16
 PREFILL, DECODE = (10.0, 0.1, 1e-5), (20.0, 0.5, 1e-3)
@@ -95,7 +105,9 @@ def test_every_term_is_the_sum_the_page_says() -> None:
     picked = pick(fleet)
     queue = 10 + 0.1 * (500 - 96) + 1e-5 * (500**2 - 96**2)
     own = 10 + 0.1 * (1024 - 512) + 1e-5 * (1024**2 - 512**2)
-    tpot = 20 + 0.5 * 3 + 1e-3 * (300 + 20 + 500 + 30 + 1024)
+    stalls = {40: 10 + 0.1 * 300 + 1e-5 * 300**2 - 20, 60: 10 + 0.1 * 404 + 1e-5 * (500**2 - 96**2) - 20}
+    stall = sum(each / output for output, each in stalls.items())
+    tpot = 20 + 0.5 * 3 + 1e-3 * (300 + 20 + 500 + 30 + 1024) + stall
     added = 100 * (0.5 + 1e-3 * (1024 + 50))
     cost = (own + added + queue + own + 1 * (own + added)) * 3.6 / 3.6e6
     expected = {
@@ -104,9 +116,11 @@ def test_every_term_is_the_sum_the_page_says() -> None:
         "prefill_ms": own,
         "ttft_ms": queue + own,
         "tpot_ms": tpot,
+        "stall_ms": stall,
+        "spread_ms": math.sqrt(sum(each**2 / output for output, each in stalls.items()) / 100),
         "cost_usd": cost,
     }
-    assert {name: term(picked, name, 0) for name in expected} == pytest.approx(expected)
+    assert {name: term(picked, name, 0) for name in expected} == pytest.approx(expected, abs=1e-5)
     idle = 10 + 0.1 * 1024 + 1e-5 * 1024**2
     assert term(picked, "queue_ms", 1) == 0 and term(picked, "ttft_ms", 1) == pytest.approx(idle)
     assert term(picked, "cost_usd", 1) == pytest.approx((idle + added + idle) * 7.2 / 3.6e6)
@@ -475,7 +489,7 @@ def test_two_thousand_lives_with_broken_connections_leave_nothing_behind() -> No
                 pass
     assert fleet.reservations == 0
     assert not fleet.in_flight.any() and not fleet.pending.any() and not fleet.context_tokens.any()
-    assert not fleet.outstanding_tokens.any()
+    assert not fleet.outstanding_tokens.any() and not fleet.stalls.any()
 
 
 # ---- KV memory --------------------------------------------------------------------------------------

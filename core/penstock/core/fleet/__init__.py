@@ -10,11 +10,13 @@ from penstock.core.fleet.prefixes import PrefixIndex
 from penstock.core.fleet.reasons import Failure, PickReason, RejectReason
 from penstock.core.fleet.requests import Request
 from penstock.core.fleet.signals import UNKNOWN, Signal, total
+from penstock.core.fleet.stalls import TYPICAL_OUTPUT
 from penstock.core.fleet.view import ANSWERING, FleetView, Roles
 from penstock.core.fleet.workers import Role, Worker
 
 __all__ = [
     "ANSWERING",
+    "TYPICAL_OUTPUT",
     "UNKNOWN",
     "Breaker",
     "Failure",

@@ -22,6 +22,7 @@ from penstock.core.fleet.layout import LAYOUT, Breaker
 from penstock.core.fleet.picks import Reservation
 from penstock.core.fleet.prefixes import PrefixIndex
 from penstock.core.fleet.requests import Request
+from penstock.core.fleet.stalls import NO_STALLS, stalls_each_pass
 from penstock.core.fleet.view import FleetView
 from penstock.core.fleet.workers import Worker
 
@@ -82,6 +83,9 @@ class Fleet:
         self._last_pick = self.last_pick.data
         self._pending = cast("memoryview[float]", self.pending.reshape(-1).data)
         self._context = self.context_tokens.data
+        self._stalls = cast("memoryview[float]", self.stalls.reshape(-1).data)
+        self._prefill_ms = cast("memoryview[float]", self.prefill_ms.reshape(-1).data)
+        self._decode_ms = cast("memoryview[float]", self.decode_ms.reshape(-1).data)
 
     # Declared for readers and for mypy; `_bind` sets them. Shapes are (capacity,) unless said.
     used: NDArray[np.bool_]
@@ -109,6 +113,7 @@ class Fleet:
     price: NDArray[np.float64]
     pending: NDArray[np.float64]  # (capacity, 3)
     context_tokens: NDArray[np.int64]
+    stalls: NDArray[np.float64]  # (capacity, 2)
     name_hash: NDArray[np.uint64]
 
     # ---- membership -------------------------------------------------------------------------
@@ -237,7 +242,10 @@ class Fleet:
         if not 0 <= slot < len(self._workers) or self._workers[slot] is None:
             raise KeyError(f"slot {slot} holds no worker to reserve on")
         number, tokens = self._next_reservation, prompt_tokens + max_tokens
-        reservation = Reservation(number, slot, self._generation[slot], prompt_tokens, max_tokens, cached_tokens)
+        generation, stalls = self._generation[slot], NO_STALLS
+        if cached_tokens < prompt_tokens:
+            stalls = self._stalls_each_pass(slot, prompt_tokens, cached_tokens, max_tokens)
+        reservation = Reservation(number, slot, generation, prompt_tokens, max_tokens, cached_tokens, stalls)
         self._next_reservation = number + 1
         self._picks += 1
         self._ledger[number] = reservation
@@ -261,6 +269,10 @@ class Fleet:
         slot = reservation.slot
         if reservation.id in self._prefilling:
             self.prefilled(reservation)
+        if reservation.stalls is not NO_STALLS:
+            stall, square = reservation.stalls
+            self._stalls[2 * slot] -= stall
+            self._stalls[2 * slot + 1] -= square
         self._in_flight[slot] -= 1
         self._context[slot] -= reservation.context_tokens
         self._outstanding[slot] -= reservation.prompt_tokens + reservation.max_tokens
@@ -289,6 +301,16 @@ class Fleet:
         pending[at] += sign * requests
         pending[at + 1] += sign * tokens
         pending[at + 2] += sign * work
+
+    def _stalls_each_pass(self, slot: int, prompt: int, cached: int, output: int) -> tuple[float, float]:
+        """What prompts like this one bring to each pass of this worker, added to what the others there bring."""
+        at, prefill = 3 * slot, self._prefill_ms
+        brought = stalls_each_pass(
+            prefill[at], prefill[at + 1], prefill[at + 2], self._decode_ms[at], prompt, cached, output
+        )
+        self._stalls[2 * slot] += brought[0]
+        self._stalls[2 * slot + 1] += brought[1]
+        return brought
 
     def index_by(self, model: str, index: PrefixIndex, block_tokens: int) -> None:
         """Ask this index who has cached how much of a prompt for `model`; its blocks have `block_tokens` tokens."""

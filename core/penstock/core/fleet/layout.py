@@ -53,5 +53,7 @@ LAYOUT: dict[str, tuple[type, Any, tuple[int, ...]]] = {
     "pending": (np.float64, 0.0, (3,)),
     "name_hash": (np.uint64, 0, ()),
     "context_tokens": (np.int64, 0, ()),
+    # ms and squared ms of each pass, from prompts to come (see `stalls`); exact as well.
+    "stalls": (np.float64, 0.0, (2,)),
 }
 """Column: type, the value of an empty slot, shape of one entry. Unknown floats are NaN, never 0."""

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from penstock.core.fleet.reasons import PickReason, RejectReason
+from penstock.core.fleet.stalls import NO_STALLS
 
 Slots = NDArray[np.intp]
 """Slot numbers, shape (n,)."""
@@ -91,6 +92,8 @@ class Reservation(msgspec.Struct, frozen=True):
     prompt_tokens: int
     max_tokens: int
     cached_tokens: int = 0
+    stalls: tuple[float, float] = NO_STALLS
+    """ms and squared ms that prompts like its own bring to each pass of its worker (see `stalls`)."""
 
     @property
     def pending(self) -> tuple[float, float, float]:

@@ -20,6 +20,8 @@ class PickReason(StrEnum):
     """It meets the objectives at the least marginal cost."""
     LEAST_VIOLATION = "LeastViolation"
     """No worker meets the objectives; it has the least marginal cost, with what it makes others wait."""
+    LEAST_HARM = "LeastHarm"
+    """No worker meets the objectives; it meets the time per token for nobody, so nobody there has anything to lose."""
     PREFIX_OWNER = "PrefixOwner"
     """The prompt's first blocks belong to it."""
     OWNER_BUSY = "OwnerBusy"

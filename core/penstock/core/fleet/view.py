@@ -53,6 +53,7 @@ class FleetView:
         "price",
         "role",
         "sampled_at",
+        "stalls",
         "transfer_ms",
     )
 
@@ -78,6 +79,7 @@ class FleetView:
         self.price = _read_only(fleet.price)
         self.pending = _read_only(fleet.pending)
         self.context_tokens = _read_only(fleet.context_tokens)
+        self.stalls = _read_only(fleet.stalls)
         self.name_hash = _read_only(fleet.name_hash)
         self.memo: dict[Hashable, Any] = {}
 

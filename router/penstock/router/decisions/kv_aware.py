@@ -1,12 +1,12 @@
 """KVAware: predict, keep who meets the objectives, take the cheapest.
 
-For every candidate the time to the first token, the time per token and the marginal cost are predicted (`predict`)
-from its profile, its queue, its batch and what it has cached of this very prompt. Those that meet the deployment's
+For every candidate the time to the first token, the time per token and the marginal cost are predicted (`predict`) from
+its profile, its queue, its batch and what it has cached of this very prompt. Those that meet the deployment's
 objectives compete on cost; if none does, cost decides among all. Nothing is gained for an objective that is missed
-anyway, and whoever chases the least late worker makes those late that still met theirs. Where prefill and decode are
-apart, the best prefill worker is found for each transfer domain, and each decode worker is judged together with its
-domain's: as many sums as there are workers, never as there are pairs. A short rest of a prompt may stay with the
-decode worker.
+anyway, and whoever chases the least late worker makes those late that still met theirs; workers that meet the time per
+token for nobody are filled with such requests first, within bounds of waiting. Where prefill and decode are apart, the
+best prefill worker is found for each transfer domain, and each decode worker is judged together with its domain's: as
+many sums as there are workers, never as there are pairs. A short rest of a prompt may stay with the decode worker.
 
 Affinity is bounded by load: where caches differ, nobody is picked who has twice the mean number of requests, or a
 thousand equal prompts would all go where the first one went.
@@ -32,7 +32,7 @@ from penstock.router.decisions.predict import (
 
 LOCAL_TOKENS = 512
 """Uncached tokens up to which a decode worker may run a prompt itself, if that is cheaper than sending it away."""
-_CHEAPEST, _NONE_MEETS = PickReason.LEAST_COST, PickReason.LEAST_VIOLATION
+_CHEAPEST, _NONE_MEETS, _NOBODY_HARMED = PickReason.LEAST_COST, PickReason.LEAST_VIOLATION, PickReason.LEAST_HARM
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +62,20 @@ class KVAware:
         split = None if mates is None else _paired(side, mates, view, request, estimate, cached, now)
         if split is not None:
             estimate = split.estimate
-        meets = punctual(side, estimate.ttft, estimate.tpot, request)
-        scores, reason = _scored(side, view, estimate, meets)
+        scores, reason = _scored(side, view, estimate, request, now)
         best, alone = _first(scores, estimate.hits, side, view, seed)
         if not alone:
             reason = TURN
         return _made(request, side, estimate, split, scores, reason, best, cached is not None)
 
 
-def _scored(
-    side: Side, view: FleetView, estimate: Estimate, meets: NDArray[np.bool_] | None
-) -> tuple[Floats, PickReason]:
-    """Cost of those that meet the objectives, or of all when none does; infinite for who may not be picked."""
+def _scored(side: Side, view: FleetView, estimate: Estimate, request: Request, now: float) -> tuple[Floats, PickReason]:
+    """Cost of those that meet the objectives; where none does of those that have nobody's to lose, or of all.
+
+    Infinite for who may not be picked.
+    """
     barred = _overloaded(side, view, estimate.hits)
+    meets = punctual(side, estimate, request)
     scores, reason = estimate.cost, _CHEAPEST
     if meets is not None and np.count_nonzero(meets) < len(side):
         if barred is not None:
@@ -83,7 +84,29 @@ def _scored(
             scores = np.where(meets, scores, np.inf)
         else:
             reason = _NONE_MEETS
+            spared = _harmless(side, estimate, request, barred, now)
+            if spared is not None:
+                scores, reason = np.where(spared, scores, np.inf), _NOBODY_HARMED
     return scores if barred is None else np.where(barred, np.inf, scores), reason
+
+
+def _harmless(
+    side: Side, estimate: Estimate, request: Request, barred: NDArray[np.bool_] | None, now: float
+) -> NDArray[np.bool_] | None:
+    """Where a request that is late anyway makes nobody else late; `None` where that is nowhere, or everywhere.
+
+    A worker whose time per token misses the objective with one request alone keeps it for nobody. The wait there is
+    bounded: twice the mean of all candidates', and the request's deadline.
+    """
+    if estimate.spread is None or request.tpot_ms is None:
+        return None
+    longest = 2.0 * float(estimate.ttft.mean())
+    if request.deadline is not None:
+        longest = min(longest, (request.deadline - now) * 1e3)
+    spared: NDArray[np.bool_] = (side.floor + side.decode_slope > request.tpot_ms) & (estimate.ttft <= longest)
+    if barred is not None:
+        spared &= ~barred
+    return spared if 0 < np.count_nonzero(spared) < len(side) else None
 
 
 def _first(scores: Floats, hits: Floats | float, side: Side, view: FleetView, seed: int) -> tuple[int, bool]:
@@ -94,7 +117,7 @@ def _first(scores: Floats, hits: Floats | float, side: Side, view: FleetView, se
     """
     if isinstance(hits, float):
         return in_turn(scores, side.slots, view, seed)
-    equal = np.flatnonzero(scores == scores[scores.argmin()])
+    equal = (scores == scores[scores.argmin()]).nonzero()[0]
     if equal.size > 1:
         warmth = hits[equal]
         equal = equal[warmth == warmth.max()]
@@ -118,18 +141,19 @@ def _paired(
     """Judge each decode worker with the best prefill worker of its domain; `None` when no domain has both."""
     chosen = np.full(len(side), -1)
     half = prefill_half(mates, view, request, 0.0 if cached is None else cached[mates.rows])
-    order = _prefill_order(mates, view, request, half)
+    order = _prefill_order(mates, view, request, half, now)
     for domain in np.unique(side.domain[side.decodes_only]):
         here = np.flatnonzero(mates.domain == domain)
         if here.size:
             chosen[side.decodes_only & (side.domain == domain)] = _best_of(here, order, half)
     if not (chosen >= 0).any():
         return None
-    tpot, added, batch, wait = decode_times(side, view, request, now)
+    decode = decode_times(side, view, request, now)
+    tpot, wait = decode.tpot, decode.wait
     transfer = side.transfer * (request.prompt_tokens - alone.hits)
     arrived = half.ttft[chosen] + transfer
     ttft = (arrived if wait is None else np.maximum(arrived, wait)) + tpot
-    cost = half.cost[chosen] + side.price * (added * batch + ttft - half.ttft[chosen])
+    cost = half.cost[chosen] + side.price * (decode.added * decode.batch + ttft - half.ttft[chosen])
     short = request.prompt_tokens - alone.hits <= LOCAL_TOKENS
     chosen = np.where((chosen >= 0) & short & _better(alone, ttft, tpot, cost, request), -1, chosen)
     apart = chosen >= 0
@@ -139,15 +163,17 @@ def _paired(
         own=np.where(apart, half.own[chosen], alone.own),
         ttft=np.where(apart, ttft, alone.ttft),
         tpot=tpot,
+        stall=decode.stall,
+        spread=decode.spread,
         cost=np.where(apart, cost, alone.cost),
     )
     terms = _terms(half, cached is not None, transfer=None, priced=mates.priced)
     return _Split(estimate, np.where(apart, transfer, 0.0), chosen, Prefills(mates.slots, order, terms))
 
 
-def _prefill_order(mates: Side, view: FleetView, request: Request, half: Estimate) -> Floats:
+def _prefill_order(mates: Side, view: FleetView, request: Request, half: Estimate, now: float) -> Floats:
     """Prefill workers, best first; the first token's objective is all that can be judged here."""
-    return _scored(mates, view, half, punctual(mates, half.ttft, None, request))[0]
+    return _scored(mates, view, half, request, now)[0]
 
 
 def _best_of(here: NDArray[np.intp], order: Floats, half: Estimate) -> int:
@@ -209,5 +235,7 @@ def _terms(estimate: Estimate, indexed: bool, transfer: Floats | None, priced: b
         *((("transfer_ms", transfer),) if transfer is not None else ()),
         ("ttft_ms", estimate.ttft),
         ("tpot_ms", estimate.tpot),
+        *((("stall_ms", estimate.stall),) if estimate.stall is not None else ()),
+        *((("spread_ms", estimate.spread),) if estimate.spread is not None else ()),
         ("cost_usd" if priced else "cost_ms", estimate.cost),
     )

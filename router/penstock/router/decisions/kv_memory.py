@@ -15,12 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from penstock.core.fleet import FleetView, Request, Slots
+from penstock.core.fleet import TYPICAL_OUTPUT, FleetView, Request, Slots
 
 Floats = NDArray[np.float64]
-
-TYPICAL_OUTPUT = 256
-"""Output tokens expected of a request that allows more: a maximum says little about the length."""
 
 
 @dataclass(frozen=True, slots=True)

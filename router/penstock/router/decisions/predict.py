@@ -4,7 +4,8 @@
                                            the wait for KV memory (`kv_memory`) where that is longer
     own      = max(a + b*U + c*(P² - H²), floor)     P prompt tokens, H of them cached, U = P - H
     ttft     = queue + own                 (a pair adds the KV's transfer and the first decode pass)
-    tpot     = floor(B) + b'*B + c'*C      batch and context with this request in it
+    tpot     = floor(B) + b'*B + c'*C + stall      batch and context with this request in it, and what prompts still
+                                           to come bring between two tokens (`stalls`)
 
 with (a, b, c) and (b', c', floor) of the worker's profile (`core.models.latency`). The queue is that of our own
 reservations whose first token has not come, so a pick is felt by the very next one.
@@ -28,9 +29,10 @@ from typing import Any, cast
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from penstock.core.fleet import FleetView, Request, Roles, Slots
-from penstock.router.decisions.kv_memory import TYPICAL_OUTPUT, full_memory
+from penstock.core.fleet import TYPICAL_OUTPUT, FleetView, Request, Roles, Slots
+from penstock.router.decisions.kv_memory import Memory, full_memory
 from penstock.router.decisions.loads import foreign_requests
+from penstock.router.decisions.stalls import keeps, spread_ms
 
 Floats = NDArray[np.float64]
 
@@ -76,7 +78,26 @@ class Estimate(Struct, frozen=True, eq=False):
     own: Floats
     ttft: Floats
     tpot: Floats
+    stall: Floats | None
+    spread: Floats | None
+    """Standard deviation of `tpot`, for the stalls in it."""
     cost: Floats
+
+
+class Decode(Struct, frozen=True, eq=False):
+    """What is predicted of a request's output at each candidate; arrays are (n,), times in ms."""
+
+    tpot: Floats
+    """Per token, with it in the batch."""
+    stall: Floats
+    """Of that, what prompts still to come bring."""
+    spread: Floats
+    added: Floats
+    """What it adds to all its passes."""
+    batch: Floats
+    """Requests that decode, this one included."""
+    wait: Floats | None
+    """Until there is KV memory for it; `None` where there is enough."""
 
 
 def side_of(view: FleetView, model: str, roles: Roles) -> Side | None:
@@ -106,14 +127,8 @@ def prefill_times(side: Side, view: FleetView, request: Request, hits: Floats | 
     return queue, np.maximum(own, side.floor, out=own)
 
 
-def decode_times(
-    side: Side, view: FleetView, request: Request, now: float
-) -> tuple[Floats, Floats, Floats, Floats | None]:
-    """(tpot, added, batch, wait): ms per token with it in the batch, ms it adds to all passes, requests that decode
-    (with this one), and the wait for memory.
-
-    `wait` is ms until there is KV memory for it, `None` where there is enough. A full memory bounds the batch too.
-    """
+def decode_times(side: Side, view: FleetView, request: Request, now: float) -> Decode:
+    """The request's output at each candidate. A full memory bounds the batch."""
     rows = side.rows
     output = float(min(request.max_tokens, TYPICAL_OUTPUT))
     foreign = foreign_requests(view, rows, now)
@@ -138,41 +153,60 @@ def decode_times(
     if memory is not None:
         prefill = side.prefill_base + (side.prefill_slope + side.prefill_square * memory.prompt) * memory.prompt
         wait = memory.over * (memory.output * tpot + running * prefill)
-    return tpot, added, batch, wait
+    brought = _stalls(side, view, foreign, memory)
+    stall = brought[:, 0]
+    tpot += stall
+    return Decode(tpot, stall, spread_ms(brought[:, 1], output), added, batch, wait)
+
+
+def _stalls(side: Side, view: FleetView, foreign: Floats | float, memory: Memory | None) -> Floats:
+    """(ms, ms²) that prompts to come bring to each pass, shape (n, 2).
+
+    Strangers bring what one of ours does, whose profile is not known the mean of the others; who is not admitted brings
+    nobody.
+    """
+    stalls = view.stalls[side.rows]
+    if not side.all_profiled and side.profiled.any():
+        stalls = np.where(side.profiled[:, None], stalls, stalls[side.profiled].mean(axis=0))
+    if not isinstance(foreign, float):
+        ours = max(int(view.in_flight[side.rows].sum()), 1)
+        stalls = stalls + foreign[:, None] * (stalls.sum(axis=0) / ours)
+    return stalls if memory is None else stalls * memory.share[:, None]
 
 
 def whole(side: Side, view: FleetView, request: Request, hits: Floats | float, now: float) -> Estimate:
     """The request at workers that do both halves."""
     queue, own = prefill_times(side, view, request, hits)
-    tpot, added, batch, wait = decode_times(side, view, request, now)
-    if wait is not None:
-        queue = np.maximum(queue, wait)  # who is waited for is prefilled meanwhile
+    decode = decode_times(side, view, request, now)
+    if decode.wait is not None:
+        queue = np.maximum(queue, decode.wait)  # who is waited for is prefilled meanwhile
     ttft = queue + own
-    busy = added
+    busy = decode.added
     busy += own
-    cost = busy * batch
+    cost = busy * decode.batch
     cost += ttft
     cost *= side.price
-    return Estimate(hits, queue, own, ttft, tpot, cost)
+    return Estimate(hits, queue, own, ttft, decode.tpot, decode.stall, decode.spread, cost)
 
 
 def prefill_half(side: Side, view: FleetView, request: Request, hits: Floats | float) -> Estimate:
     """The request's prompt at prefill workers: who waits there waits behind it, nobody decodes. `tpot` is unknown."""
     queue, own = prefill_times(side, view, request, hits)
     ttft = queue + own
-    return Estimate(hits, queue, own, ttft, np.full(ttft.shape, np.nan), (ttft + own) * side.price)
+    unknown = np.full(ttft.shape, np.nan)
+    return Estimate(hits, queue, own, ttft, unknown, None, None, (ttft + own) * side.price)
 
 
-def punctual(side: Side, ttft: Floats, tpot: Floats | None, request: Request) -> NDArray[np.bool_] | None:
+def punctual(side: Side, estimate: Estimate, request: Request) -> NDArray[np.bool_] | None:
     """Who meets the objectives, shape (n,); `None` where there are none. Who cannot be predicted is not held to them.
 
-    With `tpot` None only the first token counts.
+    Where the prompt alone is judged (no spread) only the first token counts.
     """
     meets: NDArray[np.bool_] | None = None
     if request.ttft_ms is not None:
-        meets = ttft <= request.ttft_ms
-    if tpot is not None and request.tpot_ms is not None:
-        in_time = tpot <= request.tpot_ms
+        meets = estimate.ttft <= request.ttft_ms
+    if estimate.spread is not None and request.tpot_ms is not None:
+        in_time = keeps(estimate.tpot, estimate.spread, side.floor, request.tpot_ms)
         meets = in_time if meets is None else np.logical_and(meets, in_time, out=meets)
     return meets if meets is None or side.all_profiled else meets | ~side.profiled
 
