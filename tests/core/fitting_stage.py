@@ -33,6 +33,8 @@ class Asked:
     stem: int = 0
     remote: bool = False
     """Whether its KV comes from another worker."""
+    aborted: bool = False
+    """Whether its client goes at once, where it would have to wait."""
 
 
 def traffic(rates: Many[float], seconds_each: float, seed: int = 0, outputs: float = 3.5) -> list[Asked]:
@@ -85,6 +87,10 @@ def scraped(
             step = None
         elif arrival <= now:
             _ask(engine, line[place], place, now)
+            if line[place].aborted and step is not None:
+                end = engine.abort(str(place), now)
+                if end is not None:
+                    observe_end(metrics, end, "abort")
             place += 1
         else:
             with patch.object(metrics_page, "_process_lines", list):  # They cost more than all else.

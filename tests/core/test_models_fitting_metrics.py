@@ -246,6 +246,14 @@ def test_a_page_that_took_long_is_no_clock() -> None:
     assert all(one.batch < 7 and one.kind.name != "WALL" for one in equations(history, 0, BUDGET)[0])
 
 
+def test_requests_that_are_aborted_while_they_wait_cost_little() -> None:
+    asked = traffic((1.0, 2.0, 3.0), 60.0, outputs=4.5)
+    some = [replace(one, aborted=place % 5 == 0) for place, one in enumerate(asked)]
+    found = fitted(scraped(some, seconds=180.0))
+    assert found.used > 50
+    agrees(found.fit.profile, 0.03)
+
+
 # Several engines.
 
 

@@ -16,6 +16,8 @@ __all__ = ["Equation", "Kind", "equations"]
 _PASSES = 60
 """Passes that an equation of wall time is to span: when the first and the last began is not known, so it is off by up
 to one of them. Half as many will do at the end of a busy time."""
+_LONGEST = 2 * _PASSES
+"""Passes after which a window does not wait any longer for its two ends to be alike."""
 _RARE = 0.1
 """Prompts of others in prefill at a time, on average, up to which prefill times are taken to be of one prompt each."""
 _AROUND_S = 10.0
@@ -111,7 +113,9 @@ def _windows(kept: Sequence[Interval]) -> tuple[list[list[int]], list[int]]:
         if window and kept[window[-1]].after is not one.before:
             _close(window, kept, windows)
         window.append(index)
-        if _steps(window, kept) >= _PASSES and _in_prefill(window, kept) == 0.0:
+        steps = _steps(window, kept)
+        # A request that was aborted before its first token stays in the balance: the window is cut before it.
+        if steps >= _LONGEST or (steps >= _PASSES and _in_prefill(window, kept) == 0.0):
             _close(window, kept, windows)
     _close(window, kept, windows)
     return windows, rest
