@@ -8,17 +8,20 @@ from penstock.core.engine.scheduler import Scheduler
 __all__ = ["decode", "decode_steps"]
 
 
-def decode_steps(queues: Scheduler) -> int:
+def decode_steps(queues: Scheduler) -> tuple[int, int]:
     """How many steps the running sequences can go on with one token each, until the first of them ends or wants a
-    block that is not there; 0 when one of them has prompt to compute. Output blocks must not be cached."""
-    steps = queues.config.max_model_len
+    block that is not there, and the tokens of context in the first of these steps. No steps when one of them has prompt
+    to compute. Output blocks must not be cached."""
+    steps, context = queues.config.max_model_len, 0
     for active in queues.running:
-        if not active.generated or active.computed + 1 != active.total:
-            return 0
-        left = active.end_at - active.generated
+        total, generated = active.total, active.generated
+        if not generated or active.computed + 1 != total:
+            return 0, 0
+        context += total
+        left = active.end_at - generated
         if left < steps:
             steps = left
-    return steps if _last(queues, steps) else _affordable(queues, steps)
+    return steps if _last(queues, steps) else _affordable(queues, steps), context
 
 
 def decode(queues: Scheduler, steps: int, now: float) -> list[Active]:

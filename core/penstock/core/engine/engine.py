@@ -227,11 +227,10 @@ class Engine:
         batch, budget = len(queues.running), self.config.max_num_batched_tokens
         if not 0 < batch <= budget or self._flight is not None or len(self.leases) or queues.caches_outputs:
             return None
-        steps = ahead.decode_steps(queues)
-        if steps < 1 or not orders.admits_nobody(queues):
+        if not orders.admits_nobody(queues):
             return None
-        context = sum([active.total for active in queues.running])
-        return Span.of(self._pace, steps, batch, context)
+        steps, context = ahead.decode_steps(queues)
+        return Span.of(self._pace, steps, batch, context) if steps else None
 
     def may_forget(self, span: Span) -> bool:
         """Whether cached blocks may be overwritten in this span, and `advance` have events to tell. Changes nothing."""
@@ -257,9 +256,10 @@ class Engine:
         return Outputs((), finished, self.take_events())
 
     def _count_span(self, steps: int, batch: int) -> None:
-        self._counters.steps += steps
-        self._counters.step_tokens += steps * batch
-        self._counters.generation_tokens += steps * batch
+        counters, tokens = self._counters, steps * batch
+        counters.steps += steps
+        counters.step_tokens += tokens
+        counters.generation_tokens += tokens
 
     # What can be seen
 

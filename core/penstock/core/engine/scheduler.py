@@ -215,6 +215,8 @@ class Scheduler:
 
     def fits(self, active: Active, budget: int, *, alone: bool) -> bool:
         """Whether a waiting sequence could start with so many tokens to spare, `alone` in its step or not."""
+        if self.config.enable_chunked_prefill and self._blocks_for(active.total) <= self.pool.free:
+            return True  # Whatever of it is cached: a free block that is found is one less to take.
         return self._fits(active, self._find_cached(active), budget, alone=alone)
 
     def _fits(self, active: Active, shared: list[Block], budget: int, *, alone: bool) -> bool:
