@@ -15,7 +15,7 @@ from penstock.core.models.latency import LatencyProfile
 __all__ = ["Span"]
 
 
-class Span(Struct, frozen=True):
+class Span(Struct, frozen=True, gc=False):
     """A run of decode steps in which nothing but the context changes."""
 
     steps: int

@@ -39,7 +39,7 @@ class Transfer(NamedTuple):
     """Leading tokens found here, which need no fetching."""
 
 
-class Step(Struct, frozen=True):
+class Step(Struct, frozen=True, gc=False):
     """One iteration. `prompt_tokens`, `squares`, `sequences` and `context` are T, S, B and C of the latency model."""
 
     number: int
@@ -70,7 +70,7 @@ class Step(Struct, frozen=True):
         return self.prompt_tokens + self.sequences
 
 
-class Outputs(Struct, frozen=True):
+class Outputs(Struct, frozen=True, gc=False):
     """What a completed step gave. A sequence's last token stands in `tokens` as well as its end in `finished`."""
 
     tokens: tuple[Token, ...]

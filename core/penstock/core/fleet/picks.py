@@ -1,6 +1,7 @@
 """The answer to one request, with enough beside it to explain itself.
 
-Some of these are made for every request: as frozen structs they cost a tenth of what frozen dataclasses cost to make.
+Some of these are made for every request: as frozen structs they cost a tenth of what frozen dataclasses cost to make,
+and as none of them can be part of a cycle, the garbage collector need not look at them (`gc=False`).
 """
 
 import msgspec
@@ -17,7 +18,7 @@ Term = tuple[str, NDArray[np.float64]]
 """A part of a score: its name, which ends in its unit, and one number per candidate (NaN: not known)."""
 
 
-class Pick(msgspec.Struct, frozen=True):
+class Pick(msgspec.Struct, frozen=True, gc=False):
     """Which worker (or pair) serves a request, and against whom it was chosen.
 
     `decode` is the slot whose worker answers the client. `prefill` is the slot that runs the prompt, `None`
@@ -63,7 +64,7 @@ class Pick(msgspec.Struct, frozen=True):
         return losers[0][0] if losers else None
 
 
-class Prefills(msgspec.Struct, frozen=True):
+class Prefills(msgspec.Struct, frozen=True, gc=False):
     """The candidates for the prefill half of a pair, as `Pick` has them for the half that answers."""
 
     candidates: Slots
@@ -79,7 +80,7 @@ class Rejection(msgspec.Struct, frozen=True):
     retry_after: float
 
 
-class Reservation(msgspec.Struct, frozen=True):
+class Reservation(msgspec.Struct, frozen=True, gc=False):
     """What a pick holds on a worker until the request ends.
 
     A slot is reused after its worker is gone; `generation` tells the worker that held the slot then from

@@ -18,7 +18,7 @@ class Verdict(StrEnum):
     """Anything else: refused as wrong, cut, timed out, or the server was not there."""
 
 
-class Outcome(Struct, frozen=True):
+class Outcome(Struct, frozen=True, gc=False):
     """One request's outcome. Times are seconds; None where the request never got so far."""
 
     index: int

@@ -1,6 +1,7 @@
 """What the life of a request asks of its driver (actions), and what the driver tells it (events).
 
-Every request makes some of them: frozen structs, which cost a tenth of a frozen dataclass.
+Every request makes some of them: frozen structs, which cost a tenth of a frozen dataclass. None of them can be part of
+a cycle, so the garbage collector need not look at them (`gc=False`).
 """
 
 from collections.abc import Generator
@@ -10,7 +11,7 @@ from penstock.core.fleet import Failure, Pick, Rejection, Reservation, Worker
 from penstock.router.decisions.split import SplitReason
 
 
-class Transfer(Struct, frozen=True):
+class Transfer(Struct, frozen=True, gc=False):
     """What a prefill leg left behind for a decode worker, and how long it can be relied on."""
 
     params: bytes
@@ -23,7 +24,7 @@ class Transfer(Struct, frozen=True):
     """Name of the worker that holds the blocks."""
 
 
-class Prefill(Struct, frozen=True):
+class Prefill(Struct, frozen=True, gc=False):
     """Send the first leg to this worker (one token, not streamed); over a new connection when `fresh`."""
 
     worker: Worker
@@ -32,7 +33,7 @@ class Prefill(Struct, frozen=True):
     fresh: bool = False
 
 
-class Attempt(Struct, frozen=True):
+class Attempt(Struct, frozen=True, gc=False):
     """Send the request to this worker; over a new connection when `fresh`, as a second leg with a `transfer`.
 
     `resumes`: a part of the answer has been given to the client already; ask for the rest of it. `split`: why there is
@@ -49,23 +50,23 @@ class Attempt(Struct, frozen=True):
     split: SplitReason | None = None
 
 
-class Pause(Struct, frozen=True):
+class Pause(Struct, frozen=True, gc=False):
     """Wait so many seconds, then send `Resumed`."""
 
     seconds: float
 
 
-class PassOn(Struct, frozen=True):
+class PassOn(Struct, frozen=True, gc=False):
     """Give the response that was just announced to the client, as it comes."""
 
 
-class Refuse(Struct, frozen=True):
+class Refuse(Struct, frozen=True, gc=False):
     """Tell the client that nobody serves it. The end."""
 
     rejection: Rejection
 
 
-class Cut(Struct, frozen=True):
+class Cut(Struct, frozen=True, gc=False):
     """The response broke after its first byte and is not continued: tell the client, never silently. The end."""
 
     failure: Failure
@@ -75,7 +76,7 @@ class Cut(Struct, frozen=True):
 Action = Prefill | Attempt | Pause | PassOn | Refuse | Cut
 
 
-class Prefilled(Struct, frozen=True):
+class Prefilled(Struct, frozen=True, gc=False):
     """The first leg was answered; `params` is None where nothing is held for a second one."""
 
     now: float
@@ -83,14 +84,14 @@ class Prefilled(Struct, frozen=True):
     params: bytes | None
 
 
-class Answered(Struct, frozen=True):
+class Answered(Struct, frozen=True, gc=False):
     """The head of a response has come; nothing of it has been given to the client yet."""
 
     now: float
     status: int
 
 
-class Failed(Struct, frozen=True):
+class Failed(Struct, frozen=True, gc=False):
     """The attempt, or the response being passed on, broke.
 
     `resumable`: the driver can ask somebody else for exactly what is missing of a response being passed on.
@@ -101,13 +102,13 @@ class Failed(Struct, frozen=True):
     resumable: bool = False
 
 
-class Ended(Struct, frozen=True):
+class Ended(Struct, frozen=True, gc=False):
     """The response was passed on whole."""
 
     now: float
 
 
-class Resumed(Struct, frozen=True):
+class Resumed(Struct, frozen=True, gc=False):
     """The pause is over."""
 
     now: float
