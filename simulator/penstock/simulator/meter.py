@@ -9,6 +9,7 @@ from penstock.core.models.power import Phase, watts
 
 __all__ = ["Meter"]
 
+_PREFILL, _DECODE = Phase.PREFILL, Phase.DECODE
 _FULL_TOKENS = 2048  # From here on a prefill pass draws what it draws at most.
 
 
@@ -26,7 +27,7 @@ class Meter:
         self._count = parallelism.accelerators
         self.idle_watts = watts(accelerator, Phase.IDLE) * self._count
         self.set_clock(1.0)
-        self.milliseconds = {Phase.PREFILL: 0.0, Phase.DECODE: 0.0}
+        self.milliseconds = {_PREFILL: 0.0, _DECODE: 0.0}
         self.busy_joules = 0.0
 
     def set_clock(self, clock: float) -> None:
@@ -38,8 +39,9 @@ class Meter:
 
     def pass_over(self, prompt_tokens: int, milliseconds: float) -> None:
         """A pass, or a run of them, took so long; with prompt tokens in it, it counts and draws as prefill."""
-        self.milliseconds[Phase.PREFILL if prompt_tokens else Phase.DECODE] += milliseconds
-        self.busy_joules += self.draw(prompt_tokens) * milliseconds / 1e3
+        self.milliseconds[_PREFILL if prompt_tokens else _DECODE] += milliseconds
+        draw = self._prefill_watts(prompt_tokens) if prompt_tokens else self._decode
+        self.busy_joules += draw * milliseconds / 1e3
 
     def draw(self, prompt_tokens: int) -> float:
         """Watts in a pass with so many prompt tokens."""

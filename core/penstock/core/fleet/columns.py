@@ -47,6 +47,7 @@ class Fleet:
         self.max_in_flight = max_in_flight
         self.profiled = False
         self.sampled = False
+        self.samples = 0
         self._bind()
         self._workers: list[Worker | None] = [None] * capacity
         # Lowest slot last, so that `pop` hands out low slots first and columns stay dense.
@@ -354,6 +355,7 @@ class Fleet:
         `kv_capacity` is the tokens its cache holds; `None` or 0 leaves what was known.
         """
         self.sampled = True
+        self.samples += 1
         self.foreign_requests[slot] = max(0.0, foreign_requests)
         self.kv_usage[slot] = kv_usage
         self.sampled_at[slot] = at

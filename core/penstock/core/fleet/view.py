@@ -26,7 +26,8 @@ ANSWERING = (Role.PREFILL_DECODE, Role.DECODE)
 class FleetView:
     """What a policy may read: live load, and membership as of `epoch`.
 
-    `memo` keeps what a policy computes from membership alone, for as long as that stands.
+    `memo` keeps what a policy computes from membership alone, for as long as that stands (and of the workers' reports,
+    where it keeps `samples` beside it).
     The arrays are the fleet's own memory, marked read-only. `stale` turns true with the next change of
     membership; then ask the fleet for a new view (it costs one object).
     """
@@ -97,6 +98,11 @@ class FleetView:
     def sampled(self) -> bool:
         """Whether any worker ever reported its own load."""
         return self._fleet.sampled
+
+    @property
+    def samples(self) -> int:
+        """Grows with every report of a worker's own load."""
+        return self._fleet.samples
 
     @property
     def profiled(self) -> bool:

@@ -42,6 +42,7 @@ _PREFILL_SHARE = {
     4: (0.64, 0.81, 1.0, 1.0, 1.0),
     8: (0.46, 0.66, 0.75, 0.75, 1.0),
 }
+_DEGREES, _WIDTHS = np.log2(_TENSOR), np.log2(_PREFILL_TOKENS)
 
 
 def watts(accelerator: Accelerator, phase: Phase, clock: float = 1.0, tensor: int = 1, tokens: int = 2048) -> float:
@@ -73,12 +74,13 @@ def _share(phase: Phase, tensor: int, tokens: int) -> float:
     if phase is Phase.IDLE:
         return 0.0
     at: float = math.log2(max(1, min(tensor, _TENSOR[-1])))
-    degrees = np.log2(_TENSOR)
     if phase is Phase.DECODE:
-        return float(np.interp(at, degrees, _DECODE_SHARE))
+        return float(np.interp(at, _DEGREES, _DECODE_SHARE))
     wide = math.log2(max(1, tokens))
-    shares = [float(np.interp(wide, np.log2(_PREFILL_TOKENS), _PREFILL_SHARE[degree])) for degree in _TENSOR]
-    return float(np.interp(at, degrees, shares))
+    if tensor in _PREFILL_SHARE:
+        return float(np.interp(wide, _WIDTHS, _PREFILL_SHARE[tensor]))
+    shares = [float(np.interp(wide, _WIDTHS, _PREFILL_SHARE[degree])) for degree in _TENSOR]
+    return float(np.interp(at, _DEGREES, shares))
 
 
 def _check_clock(clock: float) -> None:

@@ -11,6 +11,7 @@ the workers that were: it neither attracts nor repels. With nobody scraped, rese
 import math
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from penstock.core.fleet import FleetView, Scores, Slots
 
@@ -29,15 +30,40 @@ def outstanding_tokens(view: FleetView, slots: Slots, now: float) -> Scores:
 
 
 def foreign_requests(view: FleetView, slots: Slots | slice, now: float) -> NDArray[np.float64] | float:
-    """Requests at each worker that are not ours, shape like `slots`; plain 0.0 when nobody was sampled lately."""
+    """Requests at each worker that are not ours, shape like `slots`; plain 0.0 when there are none, or nobody was
+    sampled lately."""
     if not view.sampled:
         return 0.0
-    fresh = now - view.sampled_at[slots] <= MAX_SAMPLE_AGE  # NaN (never sampled) compares false
+    # Reports come seldom beside requests, and mostly all are fresh: what they come to is kept until the next one.
+    kept = view.memo.get("reports")
+    if kept is None or kept.samples != view.samples or kept.slots is not slots:
+        kept = view.memo["reports"] = _reports(view, slots)
+    if now - kept.oldest <= MAX_SAMPLE_AGE:  # NaN (never sampled) compares false
+        return kept.foreign
+    fresh = now - view.sampled_at[slots] <= MAX_SAMPLE_AGE
     known = np.count_nonzero(fresh)
     if not known:
         return 0.0
     foreign = view.foreign_requests[slots]
     return foreign if known == fresh.size else np.where(fresh, foreign, foreign[fresh].mean())
+
+
+class _Reports(Struct, frozen=True, eq=False):
+    """The reports of some workers together."""
+
+    slots: Slots | slice
+    samples: int
+    """Of the view, when they were read."""
+    oldest: float
+    """When the oldest was made; NaN when one is missing."""
+    foreign: NDArray[np.float64] | float
+    """Requests that are not ours, shape like `slots`; plain 0.0 when nobody has any."""
+
+
+def _reports(view: FleetView, slots: Slots | slice) -> _Reports:
+    foreign = view.foreign_requests[slots]
+    oldest = float(view.sampled_at[slots].min(initial=math.inf))
+    return _Reports(slots, view.samples, oldest, foreign.copy() if foreign.any() else 0.0)
 
 
 def predicted_ttft_ms(view: FleetView, slot: int, prompt_tokens: int) -> float | None:
