@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from penstock.router.decisions import (
     find_policy,
     live,
 )
-from penstock.router.decisions.loads import MAX_SAMPLE_AGE, outstanding_tokens
+from penstock.router.decisions.loads import MAX_SAMPLE_AGE, foreign_requests, outstanding_tokens
 from penstock.router.decisions.retries import ejection_after, retry_after, unit_interval
 
 REQUEST = Request(id="r", model="m", prompt_tokens=10, max_tokens=5)
@@ -120,6 +121,29 @@ def test_an_old_sample_counts_as_none() -> None:
     fleet.sample(1, 2.0, 0.5, at=MAX_SAMPLE_AGE)
     mixed = outstanding_tokens(view, view.candidates("m"), MAX_SAMPLE_AGE + 1)
     assert mixed.tolist() == [2.0, 2.0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.sampled_from([0.0, 1.0, 7.0]), st.floats(0.0, 20.0), st.booleans()), max_size=12
+    ),
+    st.integers(0, 5),
+)
+def test_reports_are_kept_no_longer_than_they_hold(history: list[tuple[int, float, float, bool]], known: int) -> None:
+    fleet = fleet_of(5)
+    for slot in range(known):
+        fleet.sample(slot, 0.0, 0.5, at=0.0)
+    view, now = fleet.view(), 0.0
+    some, everybody = slice(1, 4), view.candidates("m")
+    for slot, foreign, passed, reports in history:
+        now += passed
+        if reports:
+            fleet.sample(slot, foreign, 0.5, at=now)
+        for slots in (everybody, some, everybody):
+            fresh = now - fleet.sampled_at[slots] <= MAX_SAMPLE_AGE
+            told = fleet.foreign_requests[slots]
+            meant = np.where(fresh, told, told[fresh].mean()) if fresh.any() else np.zeros(fresh.size)
+            assert (np.zeros(fresh.size) + foreign_requests(view, slots, now)).tolist() == meant.tolist()
 
 
 @pytest.mark.parametrize("policy", POLICIES)

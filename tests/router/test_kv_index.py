@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.core.wire import AllBlocksCleared, BlockRemoved, BlockStored, to_integer
-from penstock.router.decisions.kv_index import DEFAULT_WORTH, SMALLEST_BUDGET, KVIndex, Tier, table
+from penstock.router.decisions.kv_index import DEFAULT_WORTH, SMALLEST_BUDGET, KVIndex, Numbers, Tier, table
 from penstock.router.decisions.kv_index.budget import capacity
 from penstock.router.decisions.kv_index.table import BlockTable
 
@@ -206,6 +206,18 @@ def test_a_hole_in_the_middle_ends_the_prefix_until_it_is_filled():
     index.store(1, [keys[50]], keys[49])
     assert index.longest_prefix(keys, 3).tolist() == [100, 100, 100]
     assert index.stats().torn_lanes == 0, "mended: fast again"
+
+
+def test_integers_carried_as_hashes_are_the_hashes_that_they_are():
+    index = KVIndex(SMALLEST_BUDGET)
+    blocks = tuple(chain((1, 2, 3)))
+    carried = Numbers(blocks)
+    index.store(2, list(carried[:5]))
+    assert carried[0] == blocks[0].to_bytes(8, "big") and len(carried) == len(blocks)
+    assert carried.tolist() == list(carried)
+    for asked in (carried, list(carried), blocks):
+        assert index.longest_prefix(asked, SLOTS).tolist() == [0, 0, 5, 0]
+    assert index.longest_prefix(carried[:3], SLOTS)[2] == 3
 
 
 def test_a_cache_first_seen_when_half_full_is_not_matched_over_what_was_never_told():

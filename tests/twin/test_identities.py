@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from penstock.core.models import Parallelism, find_model
 from penstock.core.traces import Trace, TraceRequest, parse_trace, scale_rate, spread_slots
+from penstock.router.decisions.kv_index import Numbers
 from penstock.simulator import ENDLESS, Scenario, make_report, parse_nodes, simulate
-from penstock.simulator.blocks import as_bytes, block_hashes
+from penstock.simulator.blocks import block_hashes
 from penstock.simulator.workloads import arrivals, sessions
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -78,4 +79,6 @@ def test_hashes_are_equal_exactly_where_prefixes_are() -> None:
     assert [len(hashes) for hashes in fine] == [12, 8]
     assert fine[0][:8] == fine[1][:8]
     assert len(set(fine[0])) == 12
-    assert [int.from_bytes(name, "big") for name in as_bytes(fine[0])] == list(fine[0])
+    carried = Numbers(fine[0])
+    assert [int.from_bytes(name, "big") for name in carried] == list(fine[0])
+    assert list(carried[1:3]) == list(carried)[1:3]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from penstock.core.traces import TraceRequest
 
-__all__ = ["as_bytes", "block_hashes"]
+__all__ = ["block_hashes"]
 
 
 def block_hashes(request: TraceRequest, block_tokens: int, block_size: int) -> tuple[int, ...]:
@@ -14,9 +16,5 @@ def block_hashes(request: TraceRequest, block_tokens: int, block_size: int) -> t
     if block_size == block_tokens:
         return request.prefix_blocks[:whole]
     parts = block_tokens // block_size
-    return tuple(block * parts + part for block in request.prefix_blocks for part in range(parts))[:whole]
-
-
-def as_bytes(hashes: tuple[int, ...]) -> tuple[bytes, ...]:
-    """The same hashes as a request carries them; the router reads them as the integers they were."""
-    return tuple([number.to_bytes(8, "big") for number in hashes])
+    runs = [range(first, first + parts) for first in map(parts.__mul__, request.prefix_blocks)]
+    return tuple(chain.from_iterable(runs))[:whole]

@@ -16,6 +16,7 @@ from penstock.core.engine import Finished, Sequence, Transfer
 from penstock.core.fleet import Failure, Fleet, Request, Reservation
 from penstock.core.reports import Outcome, Verdict
 from penstock.core.traces import TraceRequest
+from penstock.router.decisions.kv_index import Numbers
 from penstock.router.decisions.life import (
     Answered,
     Attempt,
@@ -34,7 +35,6 @@ from penstock.router.decisions.life import (
 )
 from penstock.router.decisions.policies import Policy
 from penstock.router.decisions.split import SplitLimits
-from penstock.simulator.blocks import as_bytes
 from penstock.simulator.events import CHECK, RESUMED, EventQueue
 from penstock.simulator.policies.mooncake import FetchingPick
 from penstock.simulator.reach import Reach
@@ -148,7 +148,7 @@ class Requests:
             asked.output_tokens,
             priority=asked.priority,
             exact_tokens=True,
-            block_hashes=as_bytes(hashes) if hashes else (),
+            block_hashes=Numbers(hashes) if hashes else (),
             ttft_ms=scenario.ttft_s * 1e3,
             tpot_ms=scenario.tpot_s * 1e3,
         )

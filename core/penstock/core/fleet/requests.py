@@ -1,9 +1,11 @@
 """What a decision needs to know of a request: sizes and limits, never its text."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One request, as every policy sees it. Made for every request: a frozen struct costs least.
 
     Token counts may be estimates (`exact_tokens` says so). `block_hashes` are the chained hashes of the
@@ -19,7 +21,7 @@ class Request(msgspec.Struct, frozen=True):
     max_tokens: int
     priority: int = 0
     exact_tokens: bool = False
-    block_hashes: tuple[bytes, ...] = ()
+    block_hashes: Sequence[bytes] = ()
     deadline: float | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None

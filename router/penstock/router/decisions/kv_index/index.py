@@ -109,8 +109,36 @@ class _Integers(Sequence[int]):
         return _from_bytes(self._hashes[at][-8:], "big")
 
 
+class Numbers(Sequence[bytes]):
+    """64-bit integers as a request carries hashes, each written only when it is looked at; the index reads them as they
+    are."""
+
+    __slots__ = ("integers",)
+
+    def __init__(self, integers: tuple[int, ...]) -> None:
+        self.integers = integers
+
+    def __len__(self) -> int:
+        return len(self.integers)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Numbers": ...
+    def __getitem__(self, at: int | slice) -> "bytes | Numbers":
+        if isinstance(at, slice):
+            return Numbers(self.integers[at])
+        return self.integers[at].to_bytes(8, "big")
+
+    def tolist(self) -> list[bytes]:
+        """All of them written, as records ask it of arrays."""
+        return [number.to_bytes(8, "big") for number in self.integers]
+
+
 def as_integers(hashes: Sequence[BlockHash]) -> Sequence[int]:
     """The same hashes as 64-bit integers, whichever form they have."""
+    if type(hashes) is Numbers:  # `isinstance` asks an abstract class, which takes as long as a look-up.
+        return hashes.integers
     if not hashes or isinstance(hashes[0], int):
         return hashes  # type: ignore[return-value]  # all hashes of a chain have one form
     return _Integers(cast("Sequence[bytes]", hashes))
