@@ -78,7 +78,7 @@ class Looked(EventQueue):
         super().__init__(numbers)
         self._look = look
 
-    def run(self, more: Callable[[], bool], every: int = 0, tick: Callable[[], object] | None = None) -> None:
+    def run(self, more: Callable[[], object], every: int = 0, tick: Callable[[], object] | None = None) -> None:
         super().run(lambda: self._look() and more(), every, tick)
 
 

@@ -49,8 +49,8 @@ class EventQueue:
         """Whether nothing else is to happen at this time."""
         return not self._heap or self._heap[0][0] > time
 
-    def run(self, more: Callable[[], bool], every: int = 0, tick: Callable[[], Any] | None = None) -> None:
-        """Handle events in order while there are any and `more()` holds; `tick` is called each `every` events."""
+    def run(self, more: Callable[[], object], every: int = 0, tick: Callable[[], Any] | None = None) -> None:
+        """Handle events in order while there are any and `more()` is true; `tick` is called each `every` events."""
         heap, pop = self._heap, heapq.heappop
         while heap and more():
             time, _, _, argument, _, handler = pop(heap)

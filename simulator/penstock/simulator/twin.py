@@ -114,7 +114,8 @@ class Twin:
         self._begin()
         tick = None if progress is None else lambda: progress(len(self.outcomes), total)
         until = 0.0 if scenario.autoscaling is None else scenario.autoscaling.until_s
-        self.events.run(lambda: bool(self._asked) or self.events.now < until, _TICK_EVENTS, tick)
+        more = (lambda: self._asked or self.events.now < until) if until else self._asked.__len__
+        self.events.run(more, _TICK_EVENTS, tick)
         if progress is not None:
             progress(len(self.outcomes), total)
         end = self.events.now

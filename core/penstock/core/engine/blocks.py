@@ -33,7 +33,7 @@ Block = int | Copy
 class BlockPool:
     """A fixed number of blocks. Not safe for several threads."""
 
-    __slots__ = ("_cached", "_copied", "_copies", "_found", "_named", "_nameless", "_removed", "_shared", "size")
+    __slots__ = ("_cached", "_copied", "_copies", "_found", "_named", "_nameless", "_shared", "removed", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -45,7 +45,8 @@ class BlockPool:
         self._copied = 0  # Numbers given to copies so far.
         self._shared: dict[Block, int] = {}  # Users beyond the first, never 0.
         self._found: OrderedDict[Block, None] = OrderedDict()  # Free blocks with a hash, least recently used first.
-        self._removed: list[int] = []
+        self.removed: list[int] = []
+        """Hashes that `take` overwrote since `drain_removed`, once per copy."""
 
     @property
     def free(self) -> int:
@@ -96,10 +97,11 @@ class BlockPool:
 
     def take(self, count: int) -> None:
         """Use `count` blocks for new content, forgetting what they held. Raises ValueError when fewer are free."""
-        if count > self.free:
+        overwritten = self._nameless + self._named + count - self.size
+        if overwritten > len(self._found):
             raise ValueError(f"{count} blocks wanted, {self.free} of {self.size} are free")
         self._nameless += count
-        while self._nameless + self._named > self.size:
+        for _ in range(overwritten):
             self._forget(self._found.popitem(last=False)[0])
 
     def remember(self, hashes: Sequence[int]) -> list[Block]:
@@ -147,10 +149,8 @@ class BlockPool:
         return True
 
     def drain_removed(self) -> list[int]:
-        """Hashes that `take` overwrote since the last call, once per copy."""
-        if not self._removed:
-            return []
-        removed, self._removed = self._removed, []
+        """What `removed` lists, which is empty then."""
+        removed, self.removed = self.removed, []
         return removed
 
     def users(self) -> dict[Block, int]:
@@ -194,4 +194,4 @@ class BlockPool:
             if not copies:
                 self._cached.discard(name)
         self._named -= 1
-        self._removed.append(name)
+        self.removed.append(name)

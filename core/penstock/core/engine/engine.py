@@ -134,6 +134,8 @@ class Engine:
 
     def expire(self, now: float) -> tuple[str, ...]:
         """Free the KV whose lease has ended by `now` (`schedule` does it too): the ids."""
+        if not len(self.leases):
+            return ()
         expired = self.leases.expire(now)
         for _, blocks in expired:
             self._pool.give_back(*blocks)

@@ -66,15 +66,17 @@ class Scheduler:
 
     def take_events(self) -> tuple[BlockEvent, ...]:
         """Cache events since the last call."""
-        self._note_removed()
-        if not self._events:
+        if self.pool.removed:
+            self._note_removed()
+        elif not self._events:
             return ()
         events, self._events = tuple(self._events), []
         return events
 
     def note(self, event: BlockEvent) -> None:
         """Put an event after what has happened so far."""
-        self._note_removed()
+        if self.pool.removed:
+            self._note_removed()
         self._events.append(event)
 
     # Running sequences
@@ -88,9 +90,12 @@ class Scheduler:
         """Give running sequences their next tokens, oldest first, while the budget lasts."""
         # The list only ever loses its end meanwhile (`_grow`), so going by position is safe.
         for active in self.running:
-            if batch.budget <= 0:
+            budget = batch.budget
+            if budget <= 0:
                 break
-            tokens = min(active.total - active.computed, batch.budget)
+            tokens = active.total - active.computed
+            if tokens > budget:
+                tokens = budget
             until = active.computed + tokens
             if until > active.capacity and not self._grow(active, tokens, batch):
                 break
@@ -314,6 +319,4 @@ class Scheduler:
         active.next_full = (first + len(new) + 1) * self.config.block_size
 
     def _note_removed(self) -> None:
-        removed = self.pool.drain_removed()
-        if removed:
-            self._events += map(BlockRemoved, removed)
+        self._events += map(BlockRemoved, self.pool.drain_removed())

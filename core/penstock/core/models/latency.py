@@ -110,7 +110,9 @@ class LatencyProfile:
     def decode_ms(self, batch: Array, context: Array) -> Array: ...
     def decode_ms(self, batch: Any, context: Any) -> Any:
         """ms of a pass that gives each of `batch` sequences one token; `context` is the sum of their lengths."""
-        return self.step_ms(batch * 0, batch * 0, batch, context)
+        if isinstance(batch, np.ndarray) or isinstance(context, np.ndarray):
+            return self.step_ms(batch * 0, batch * 0, batch, context)
+        return self.floor_ms(batch) + self.decode[1] * batch + self.decode[2] * context if batch > 0 else 0.0
 
     @overload
     def step_ms(self, tokens: Number, squares: Number, batch: Number, context: Number) -> float: ...
