@@ -254,6 +254,43 @@ def test_requests_that_are_aborted_while_they_wait_cost_little() -> None:
     agrees(found.fit.profile, 0.03)
 
 
+def test_an_engine_whose_speed_changes_is_told_not_to_be_believed() -> None:
+    slow = scraped(traffic(RATES, 60.0, 1), seconds=300.0, profile=TRUE.scaled(3.0, 3.0))
+    parts = [
+        replace(one, at_s=one.at_s + 1000.0 * (place // 50))
+        for place, one in enumerate([*pages()[100:150], *slow[100:150], *pages()[150:200], *slow[150:200]])
+    ]
+    assert any("believe little of this profile" in note for note in fitted(parts).notes)
+
+
+def test_a_page_as_vllm_writes_it_is_read() -> None:
+    """Labels with values that are no numbers, counts as floats, exponents, several ranks, another model's adapter."""
+    page = """# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="org/m"} 3.0
+vllm:num_requests_running{engine="1",model_name="org/m"} 0.0
+vllm:kv_cache_usage_perc{engine="0",model_name="org/m"} 0.25
+vllm:cache_config_info{block_size="32",cache_dtype="auto",engine="0",kv_cache_size_tokens="65536",num_cpu_blocks="None",num_gpu_blocks="2048",num_gpu_blocks_override="None"} 1.0
+vllm:generation_tokens_created{engine="0",model_name="org/m"} 1.7952929580485475e+09
+vllm:prompt_tokens_by_source_total{engine="0",model_name="org/m",source="local_compute"} 1185.0
+vllm:prompt_tokens_by_source_total{engine="0",model_name="org/m",source="external_kv_transfer"} 2e+06
+vllm:request_success_total{engine="0",finished_reason="length",model_name="org/m"} 5.0
+vllm:request_success_total{engine="0",finished_reason="abort",model_name="org/m"} 1.0
+vllm:inter_token_latency_seconds_count{engine="0",model_name="org/m"} 423.0
+vllm:inter_token_latency_seconds_sum{engine="0",model_name="org/m"} 3.032460012997035
+vllm:iteration_tokens_total_bucket{engine="0",le="8.0",model_name="org/m"} 400.0
+vllm:iteration_tokens_total_bucket{engine="0",le="+Inf",model_name="org/m"} 409.0
+vllm:request_prompt_tokens_sum{engine="0",model_name="org/m"} NaN
+"""  # noqa: E501
+    ranks = read_page(Scrape("w", 1.0, 0.0, page))
+    assert sorted(ranks) == ["0", "1"] and ranks["1"].running == 0.0 and ranks["1"].kv_tokens is None
+    first = ranks["0"]
+    assert (first.model, first.kv_capacity, first.started) == ("org/m", 65536, 1795292958.0485475)
+    assert first.kv_tokens == 0.25 * 65536 - 0.5 * 32 * 3
+    assert first.totals[Total.EXTERNAL] == 2e6 and first.totals[Total.FINISHED] == 6.0
+    assert first.totals[Total.INTERVAL_S] == 3.032460012997035 and Total.ENDED_PROMPT not in first.totals
+    assert first.step_buckets == {8.0: 400.0, float("inf"): 409.0}
+
+
 # Several engines.
 
 

@@ -52,7 +52,8 @@ _ENOUGH = 2 * LEAST  # where they are fewer than this, those with the fewest oth
 _BLOCKS = 5
 _PREFILL_SHARE = 0.25  # Of an interval, from which its wall time says something of prefill.
 _APART = 0.15  # Mean error of one engine against the fit of all from which it is told.
-_SHARED, _GUESSED = 0.2, 1.2
+_UNSTEADY = 0.1  # Mean error from which a fit is not to be relied on.
+_SHARED, _GUESSED = 0.2, 1.2  # Share of cached prompt tokens, and tokens a pass, from which they are told.
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,12 @@ def fit_metrics(scrapes: Iterable[Scrape], provenance: str, *, max_num_batched_t
     )
     fit = Fit(LatencyProfile((a, b, c), (d, e, f), ProfileSource.ONLINE, said), prefill, decode)
     notes += _strangers(rows, coefficients, found)
+    notes += [
+        f"times of {phase} are off by {found_in.mean_error:.0%} on average: passes of one load took very different "
+        "times (a throttled or shared accelerator, another engine behind the address); believe little of this profile"
+        for phase, found_in in (("prefill", prefill), ("decode", decode))
+        if found_in.mean_error > _UNSTEADY
+    ]
     return MetricsFit(
         fit=fit,
         spread=tuple(float(value) for value in spread),
