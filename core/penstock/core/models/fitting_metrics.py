@@ -107,15 +107,7 @@ def fit_metrics(scrapes: Iterable[Scrape], provenance: str, *, max_num_batched_t
     """
     found, dropped = histories(scrapes)
     _check(found, dropped)
-    rows: list[Equation] = []
-    used = 0
-    for number, history in enumerate(found):
-        made, count, why = equations(history, number, max_num_batched_tokens)
-        rows += made
-        used += count
-        dropped += why
-    rows, crowded = _loneliest(rows)
-    dropped[Dropped.OVERLAPPED] += crowded
+    rows, used = _gathered(found, max_num_batched_tokens, dropped)
     notes = _notes(found)
     seen = _seen(rows, dropped)
     if seen.context[1] < _CONTEXTS * seen.context[0]:
@@ -124,24 +116,21 @@ def fit_metrics(scrapes: Iterable[Scrape], provenance: str, *, max_num_batched_t
             f"{seen.context[1]:.0f} tokens only; its coefficient is 0 and its cost is in that of a sequence"
         )
         rows = [replace(one, row=(*one.row[:5], 0.0)) for one in rows]
-    rows, floored = _without_floored(rows)
-    if floored:
-        dropped[Dropped.FLOOR] += floored
+    rows = _without_floored(rows, dropped)
     held, spread, coefficients = _held_out(rows)
     a, b, c, d, e, f = (float(value) for value in coefficients)
+    if a + b <= 0.0 or d + e <= 0.0:
+        phase = "prefill" if a + b <= 0.0 else "decode"
+        raise ValueError(
+            f"not identifiable: by this load {phase} would take no time; scrape while the load varies more"
+        )
     prefill, decode = _prefill_quality(rows, held), _decode_quality(rows, held)
     said = (
         f"{provenance}; mean error on intervals held out: prefill {prefill.mean_error:.1%} (95 % within "
         f"{prefill.p95_error:.1%}), decode {decode.mean_error:.1%} ({decode.p95_error:.1%}); seen: {seen.sentence}"
     )
     fit = Fit(LatencyProfile((a, b, c), (d, e, f), ProfileSource.ONLINE, said), prefill, decode)
-    notes += _strangers(rows, coefficients, found)
-    notes += [
-        f"times of {phase} are off by {found_in.mean_error:.0%} on average: passes of one load took very different "
-        "times (a throttled or shared accelerator, another engine behind the address); believe little of this profile"
-        for phase, found_in in (("prefill", prefill), ("decode", decode))
-        if found_in.mean_error > _UNSTEADY
-    ]
+    notes += [*_strangers(rows, coefficients, found), *_unsteady(fit)]
     return MetricsFit(
         fit=fit,
         spread=tuple(float(value) for value in spread),
@@ -154,6 +143,20 @@ def fit_metrics(scrapes: Iterable[Scrape], provenance: str, *, max_num_batched_t
         kv_capacity=_capacity(found),
         notes=tuple(notes),
     )
+
+
+def _gathered(found: Sequence[History], budget: int | None, dropped: Counter[Dropped]) -> tuple[list[Equation], int]:
+    """The equations of all engines, and from how many intervals they are; what gave none is added to `dropped`."""
+    rows: list[Equation] = []
+    used = 0
+    for number, history in enumerate(found):
+        made, count, why = equations(history, number, budget)
+        rows += made
+        used += count
+        dropped += why
+    kept = _loneliest(rows)
+    dropped[Dropped.OVERLAPPED] += len(rows) - len(kept)
+    return kept, used
 
 
 # What the scrapes are of.
@@ -250,18 +253,17 @@ def _seen(rows: Sequence[Equation], dropped: Counter[Dropped]) -> Seen:
     return Seen(batch, _quantiles([one.context for one in decode]), prompt)
 
 
-def _loneliest(rows: Sequence[Equation]) -> tuple[list[Equation], int]:
-    """Without prefill times of prompts that others may have shared a pass with, as far as enough are left, and how
-    many were left out: prompts that come together are computed together, however rarely they come."""
+def _loneliest(rows: Sequence[Equation]) -> list[Equation]:
+    """Without prefill times of prompts that others may have shared a pass with, as far as enough are left: prompts
+    that come together are computed together, however rarely they come."""
     alone = sorted(one.crowd for one in rows if one.kind is Kind.PREFILL)
     bound = max(_LONELY, alone[min(_ENOUGH, len(alone)) - 1]) if alone else _LONELY
-    kept = [one for one in rows if one.kind is not Kind.PREFILL or one.crowd <= bound]
-    return kept, len(rows) - len(kept)
+    return [one for one in rows if one.kind is not Kind.PREFILL or one.crowd <= bound]
 
 
-def _without_floored(rows: Sequence[Equation]) -> tuple[list[Equation], int]:
-    """Equations whose prompts' passes were longer than reading the weights, judged by a first solution, and how many
-    others there were. Wall time in which prompts took no longer than that is decode's alone."""
+def _without_floored(rows: list[Equation], dropped: Counter[Dropped]) -> list[Equation]:
+    """Equations whose prompts' passes were longer than reading the weights, judged by a first solution. Wall time in
+    which prompts took no longer than that is decode's alone; prefill times are left out and counted."""
     found = _solve(rows)
     floor = found[3] + found[4]
     kept: list[Equation] = []
@@ -271,8 +273,10 @@ def _without_floored(rows: Sequence[Equation]) -> tuple[list[Equation], int]:
             kept.append(one)
         elif one.kind is Kind.WALL:
             kept.append(replace(one, row=(0.0, 0.0, 0.0, one.row[3] + m, *one.row[4:]), prompt=None))
-    prefill = sum(one.prompt is not None for one in kept)
-    return (kept, len(rows) - len(kept)) if prefill >= LEAST else (list(rows), 0)
+    if sum(one.prompt is not None for one in kept) < LEAST:
+        return rows
+    dropped[Dropped.FLOOR] += len(rows) - len(kept)
+    return kept
 
 
 # Solving, and how far off it is.
@@ -330,6 +334,16 @@ def _prefill_quality(rows: Sequence[Equation], held: Array) -> Quality:
             "prefill; scrape while longer or more prompts come, or while they come one by one"
         )
     return quality(work[much] / matrix[much, 0], (times - rest)[much] / matrix[much, 0])
+
+
+def _unsteady(fit: Fit) -> list[str]:
+    """That errors are large, which no load explains."""
+    return [
+        f"times of {phase} are off by {found.mean_error:.0%} on average: passes of one load took very different times "
+        "(a throttled or shared accelerator, another engine behind the address); believe little of this profile"
+        for phase, found in (("prefill", fit.prefill), ("decode", fit.decode))
+        if found.mean_error > _UNSTEADY
+    ]
 
 
 def _strangers(rows: Sequence[Equation], coefficients: Array, found: Sequence[History]) -> list[str]:
