@@ -97,10 +97,14 @@ def attempt(space: Space, goal: Goal, task: Task) -> Tried:
 
 
 def _climb(space: Space, plan: Plan, bound: float, mark: float, about: float | None) -> Climb:
-    """The highest rate above `mark` that the plan holds."""
+    """The highest rate above `mark` that the plan holds. Whether it beats the mark at all is found out in haste."""
     floor, ceiling = step_below(mark), step_below(bound)
     guess = step_below(about or bound * _CAUTION) if floor < 0 else None
-    return climb(lambda rate: judge_plan(space, plan, rate), floor, max(ceiling, floor + 1), guess)
+
+    def play(rate: float) -> Trial:
+        return judge_plan(space, plan, rate, hasty=guess is None and step_below(rate) == floor + 1)
+
+    return climb(play, floor, max(ceiling, floor + 1), guess)
 
 
 def _score(space: Space, goal: Goal, rate: float, trial: Trial, cost: float) -> Score:

@@ -83,12 +83,12 @@ def try_plan(space: Space, plan: Plan, rate: float) -> Trial:
     return _trial(space, rate, twin.run(), fills)
 
 
-def judge_plan(space: Space, plan: Plan, rate: float) -> Trial:
+def judge_plan(space: Space, plan: Plan, rate: float, *, hasty: bool = False) -> Trial:
     """Play the sample at this rate as long as the plan may still hold it: a whole `Trial` when it does, and one that
-    says no more than how it stood when the run was given up when it does not."""
+    says no more than how it stood when the run was given up when it does not. `hasty`: or as long as it seems to."""
     twin, arrivals, fills = _set_up(space, plan, rate)
     spare = len(space.sample) - space.objectives.needed(len(space.sample))
-    Watch(twin, space.objectives, arrivals, space.sample.outputs, fills, spare)
+    Watch(twin, space.objectives, arrivals, space.sample.outputs, fills, spare, hasty=hasty)
     try:
         return _trial(space, rate, twin.run(), fills)
     except GivenUp as lost:

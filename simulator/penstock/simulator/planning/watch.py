@@ -3,6 +3,9 @@
 A request has missed its objectives for good when its first token is late, whether or not it has come by now, or when
 its last one can no longer come in time. Once more requests have missed than may, nothing that follows can make the plan
 hold: the answer is that of the whole run and comes earlier, the earlier the worse the plan is.
+
+In haste a run is also given up when far more have missed by now than by now may, though the rest could make up for it.
+Runs begin with idle workers, so that what comes later is hardly better; a plan that holds is rarely lost by it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ __all__ = ["GivenUp", "Watch", "latency"]
 
 _LOOKS = 64  # Over the time in which requests arrive.
 _KEY = -2  # Its place among those that look at the twin.
+_AT_LEAST, _TIMES = 0.5, 1.6  # In haste: of all that may miss, and times what may have missed by now.
 _SLACK_S = 1e-9  # Sums in another order than the twin's differ by rounding.
 
 
@@ -35,10 +39,10 @@ class Watch:
 
     def __init__(
         self, twin: Twin, goal: Objectives, arrivals: Sequence[float], outputs: Sequence[int], fills: Sequence[float],
-        spare: int,
+        spare: int, *, hasty: bool = False,
     ) -> None:  # fmt: skip
         """`fills` are the seconds that the twin leaves out of each TTFT; so many requests as `spare` may miss."""
-        self._twin, self._goal, self._spare = twin, goal, spare
+        self._twin, self._goal, self._spare, self._hasty = twin, goal, spare, hasty
         self._arrivals, self._outputs, self._fills = arrivals, outputs, fills
         self._open: list[int] = []
         self._seen = self._met = self._missed = 0
@@ -53,9 +57,15 @@ class Watch:
             self._open.append(self._seen)
             self._seen += 1
         self._open = [index for index in self._open if not self._decided(index, now)]
-        if self._missed > self._spare:
+        if self._missed > self._most():
             raise GivenUp(self._met, self._met + self._missed)
         self._look_again(now)
+
+    def _most(self) -> float:
+        """How many may have missed by now."""
+        if not self._hasty:
+            return self._spare
+        return self._spare * min(1.0, max(_AT_LEAST, _TIMES * self._seen / len(self._arrivals)))
 
     def _decided(self, index: int, now: float) -> bool:
         """Whether this request is known to have met its objectives or to have missed them; counts it then."""
