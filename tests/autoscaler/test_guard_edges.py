@@ -387,3 +387,43 @@ def test_both_budgets_are_kept_and_told() -> None:
 def test_a_lowered_budget_leaves_the_least() -> None:
     result = guarded(view(serve(8, least=6), max_accelerators=2), {"a": 8})
     assert (result.moves, refused(result)) == ({"a": 6}, [Refused.OVER_BUDGET])
+
+
+# ---- what one look alone asks for --------------------------------------------------------------
+
+
+def hedged(wish: int, sure: int, before: int | None, replicas: int = 3) -> tuple[int, list[Refused]]:
+    """Workers, and what was refused, where `sure` of the wish is beyond doubt and the cycle before wished `before`."""
+    history = OLD if before is None else OLD.wishing({(KEY[0], "a"): before}, NOW - 5.0, RULES.window_s)
+    result = guarded(
+        view(serve(replicas, most=20)),
+        {"a": wish},
+        history=history,
+        rules=RULES,
+        targets={"a": Target(wish, 10.0, sure)},
+    )
+    return result.moves["a"], refused(result)
+
+
+def test_what_is_sure_is_added_at_once_and_the_rest_when_it_is_asked_for_again() -> None:
+    assert hedged(wish=6, sure=6, before=None) == (6, [])
+    assert hedged(wish=6, sure=4, before=None) == (4, [Refused.UNCONFIRMED])
+    assert hedged(wish=6, sure=4, before=3) == (4, [Refused.UNCONFIRMED])
+    assert hedged(wish=6, sure=4, before=5) == (5, [Refused.UNCONFIRMED])
+    assert hedged(wish=6, sure=4, before=6) == (6, [])
+    assert hedged(wish=6, sure=1, before=9) == (6, [])
+
+
+def test_what_stands_already_needs_no_confirmation() -> None:
+    assert hedged(wish=3, sure=1, before=1) == (3, [])
+    assert hedged(wish=5, sure=1, before=1) == (3, [Refused.UNCONFIRMED])
+
+
+def test_a_wish_that_goes_to_another_class_is_no_less_confirmed() -> None:
+    one, other = serve(2, most=20), pool(name="b", replicas=2, accelerator="h100-80g", most=20)
+    history = OLD.wishing({(KEY[0], "a"): 5, (KEY[0], "b"): 2}, NOW - 5.0, RULES.window_s)
+    targets = {"a": Target(2, 10.0, 2), "b": Target(5, 10.0, 2)}
+    assert guarded(view(one, other), {}, history=history, rules=RULES, targets=targets).moves == {"a": 2, "b": 5}
+    twice = {"a": Target(4, 10.0, 2), "b": Target(5, 10.0, 2)}
+    result = guarded(view(one, other), {}, history=history, rules=RULES, targets=twice)
+    assert (sum(result.moves.values()), refused(result)) == (7, [Refused.UNCONFIRMED])

@@ -68,7 +68,7 @@ class Scrapes:
             pod.samples.clear()  # A new engine is a new history.
         elif self._answers(pod):
             pod.samples.append(TimedSample(now, engine_sample(worker, now)))
-            while pod.samples[0].at < now - self._window_s:
+            while len(pod.samples) > 1 and pod.samples[1].at <= now - self._window_s:
                 pod.samples.popleft()
         pause = self._interval_s * chance.uniform(1.0 - _JITTER, 1.0 + _JITTER)
         self._events.at(now + pause, SCRAPE, pod.number, partial(self._scrape, pod, chance))

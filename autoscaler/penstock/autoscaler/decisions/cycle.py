@@ -13,6 +13,8 @@ from penstock.autoscaler.decisions.snapshot import ClusterSnapshot, DeploymentVi
 
 FRESH_SCRAPES = 3
 """A sample is fresh for as long as this many scrapes take: one may be lost without a word."""
+RECENT_SCRAPES = 2.5
+"""The shortest look at the load is as long as this many scrapes take: whatever their rhythm, two lie within."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class CycleTimes:
     @property
     def view(self) -> ViewRules:
         """How demand is measured."""
-        demand = DemandRules(self.signal_window_s, min(self.fresh_s, self.signal_window_s), self.fresh_s)
+        recent_s = min(RECENT_SCRAPES * self.scrape_interval_s, self.signal_window_s)
+        demand = DemandRules(self.signal_window_s, recent_s, self.fresh_s)
         base, scale = ViewRules(), self.time_scale
         return ViewRules(demand, give_up_s=base.give_up_s * scale, other_writer_s=base.other_writer_s * scale)
 

@@ -9,11 +9,16 @@ growing load.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from penstock.autoscaler.decisions.counters import increase
+from penstock.autoscaler.decisions.forecast import Look
 from penstock.autoscaler.decisions.observations import TimedSample, WorkerHistory
 from penstock.core.fleet import UNKNOWN, Signal
 from penstock.core.wire import EngineSample, Total
+
+_APART = 1.25
+"""A look that is nearly as long as the whole window would say nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,8 @@ class DemandRules:
     """Over which times demand is measured. Seconds."""
 
     window_s: float = 60.0
-    recent_s: float = 15.0
-    """A second, shorter look that sees a step in the load early."""
+    recent_s: float = 12.5
+    """The shortest look, which sees a step in the load early: it must hold a few scrapes."""
     fresh_s: float = 15.0
     """A sample older than this is used only while no worker has a younger one."""
 
@@ -43,18 +48,15 @@ class Demand:
 
     arrivals: Signal
     """Requests per second over the window."""
-    recent: Signal
-    """Requests per second over the recent part of it."""
     running: Signal
     waiting: Signal
     mix: TokenMix | None
     """None where no request ended in the window."""
-    span_s: float = 0.0
-    """Seconds that `arrivals` was measured over: the window, or less after a start."""
-    recent_span_s: float = 0.0
+    looks: tuple[Look, ...] = ()
+    """The same rate over the window and over ever shorter parts of it, the longest first."""
 
 
-NOTHING_KNOWN = Demand(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, None)
+NOTHING_KNOWN = Demand(UNKNOWN, UNKNOWN, UNKNOWN, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,7 @@ class _Flow:
 
     at: float
     span: float
-    arrived: float
-    recent_span: float
-    recent: float
+    came: Sequence[tuple[float, float]]
     running: float
     waiting: float
 
@@ -77,22 +77,17 @@ def measure(workers: Sequence[WorkerHistory], now: float, rules: DemandRules) ->
     if not used:
         return NOTHING_KNOWN
     age, coverage = max(0.0, *(now - flow.at for flow in used)), len(used) / len(workers)
-    span, recent_span = max(flow.span for flow in used), max(flow.recent_span for flow in used)
+    looks = _looks(used, rules)
 
     def signal(values: Iterable[float]) -> Signal:
         return Signal(math.fsum(values), age, coverage)
 
-    def rate(values: Iterable[float], over: float) -> Signal:
-        return signal(value / over for value in values) if over > 0 else UNKNOWN
-
     return Demand(
-        arrivals=rate((flow.arrived for flow in used), span),
-        recent=rate((flow.recent for flow in used), recent_span),
+        arrivals=Signal(looks[0].rate, age, coverage) if looks else UNKNOWN,
         running=signal(flow.running for flow in used),
         waiting=signal(flow.waiting for flow in used),
         mix=token_mix(workers),
-        span_s=span,
-        recent_span_s=recent_span,
+        looks=looks,
     )
 
 
@@ -109,19 +104,27 @@ def token_mix(workers: Iterable[WorkerHistory]) -> TokenMix | None:
     return TokenMix(prompt / requests, prompt / requests * missed, output / requests)
 
 
+def _looks(flows: Sequence[_Flow], rules: DemandRules) -> tuple[Look, ...]:
+    """Rates over the shortest look, its double, and so on, and over the window or what there is of it."""
+    longest = min(rules.window_s, max(flow.span for flow in flows))
+    if longest <= 0:
+        return ()
+    spans, span = [longest], rules.recent_s
+    while span <= longest / _APART:
+        spans.insert(1, span)
+        span *= 2
+    return tuple(Look(math.fsum(_arrived(flow.came, span) for flow in flows) / span, span) for span in spans)
+
+
 def _flow(samples: Sequence[TimedSample], rules: DemandRules) -> _Flow | None:
     usable = [timed for timed in samples if _countable(timed.sample)]
     if not usable:
         return None
-    last = usable[-1]
-    whole = [timed for timed in usable if timed.at >= last.at - rules.window_s]
-    recent = [timed for timed in usable if timed.at >= last.at - rules.recent_s]
+    last, came = usable[-1], _came(usable)
     return _Flow(
         at=last.at,
-        span=last.at - whole[0].at,
-        arrived=_arrived(whole),
-        recent_span=last.at - recent[0].at,
-        recent=_arrived(recent),
+        span=last.at - usable[0].at,
+        came=came,
         running=last.sample.running or 0.0,
         waiting=last.sample.waiting or 0.0,
     )
@@ -132,12 +135,33 @@ def _countable(sample: EngineSample) -> bool:
     return all(value is not None and math.isfinite(value) and value >= 0 for value in values)
 
 
-def _arrived(samples: Sequence[TimedSample]) -> float:
-    """Requests that came while these samples were taken: ended, plus what more is inside at the end."""
-    if len(samples) < 2:
-        return 0.0
-    (ended,) = increase([(math.fsum(timed.sample.finished.values()),) for timed in samples])
-    return max(0.0, ended + _inside(samples[-1].sample) - _inside(samples[0].sample))
+def _came(samples: Sequence[TimedSample]) -> list[tuple[float, float]]:
+    """Requests that came since the first sample, at the time of each: ended, plus what more is inside than then."""
+    before, ended, made = samples[0].sample, 0.0, []
+    for timed in samples:
+        now = timed.sample
+        ended += increase([(_ended(before),), (_ended(now),)])[0]
+        made.append((timed.at, ended + _inside(now) - _inside(samples[0].sample)))
+        before = now
+    return made
+
+
+def _arrived(came: Sequence[tuple[float, float]], span_s: float) -> float:
+    """Requests that came in the last `span_s`.
+
+    A worker is scraped when it is: between two scrapes its requests are taken to have come evenly, so that every
+    worker is looked at over the same time, whatever its rhythm.
+    """
+    start, total = came[-1][0] - span_s, came[-1][1]
+    for (at, earlier), (next_at, later) in pairwise(came):
+        if next_at > start:
+            share = min(1.0, max(0.0, start - at) / (next_at - at))
+            return max(0.0, total - earlier - share * (later - earlier))
+    return 0.0
+
+
+def _ended(sample: EngineSample) -> float:
+    return math.fsum(value or 0.0 for value in sample.finished.values())
 
 
 def _inside(sample: EngineSample) -> float:

@@ -1,10 +1,14 @@
-"""Load at the time when a worker asked for now would serve, as a level and an upper quantile.
+"""Load at the time when a worker asked for now would serve: a level, an upper quantile, and what comes for sure.
 
-No model is fitted: a model that needs a day of history is wrong on the first day. The level is what arrives, where a
-step is believed as soon as it stands out of the noise, and then taken for what the short look says, with the doubt of a
-short look; the trend is the median slope between points of the recent past
-(Theil and Sen), which one outlier does not bend; the spread is what the points did around their own neighbours, and
-never less than what independent arrivals do by chance (the square root of their number).
+No model is fitted: a model that needs a day of history is wrong on the first day. The level is what arrives. It is
+looked at over a window and over ever shorter parts of it, since the longest look is the surest and the shortest sees a
+step first: each look moves the level up by as much of the difference as stands out of its noise, from nothing at one
+standard deviation to all of it at three, and brings its own doubt along. There is no moment at which a step is suddenly
+believed, so that which arrivals one scrape happens to catch decides little.
+
+The trend is the median slope between points of the recent past (Theil and Sen), which one outlier does not bend; the
+spread is what the points did around their own neighbours, and never less than what independent arrivals do by chance
+(the square root of their number).
 """
 
 import math
@@ -27,17 +31,34 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """A rate per second, measured over so many seconds."""
+
+    rate: float
+    span_s: float
+
+    @property
+    def chance(self) -> float:
+        """Standard deviation of the rate where arrivals are independent: the square root of their number."""
+        return math.sqrt(max(0.0, self.rate) / max(1.0, self.span_s))
+
+
+@dataclass(frozen=True, slots=True)
 class ForecastRules:
     """How careful a forecast is."""
 
-    quantile: float = 0.9
+    quantile: float = 0.95
     """The load stays below `upper` in this share of cases."""
+    sure_quantile: float = 0.6
+    """The load stays above `sure` in this share of cases."""
     trend_s: float = 120.0
     """How far back the trend looks."""
     trend_limit: float = 0.3
     """A trend adds at most this share of the level: a step is no ramp that goes on."""
+    quiet_deviations: float = 1.0
+    """A look that lies above the longer ones by so many standard deviations of chance, or fewer, is noise..."""
     step_deviations: float = 3.0
-    """Standard deviations of chance by which the short look must lie above the long one to be a step, and no noise."""
+    """...and by so many, or more, a step; in between it is believed in part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +67,42 @@ class Forecast:
 
     level: float
     upper: float
+    sure: float = 0.0
+    """What comes even if chance was with the looks; no trend is counted."""
 
 
 def forecast(
-    history: Sequence[Point],
-    slow: Point,
-    recent: float,
-    spans: tuple[float, float],
-    ahead_s: float,
-    rules: ForecastRules = ForecastRules(),
+    history: Sequence[Point], at: float, looks: Sequence[Look], ahead_s: float, rules: ForecastRules = ForecastRules()
 ) -> Forecast:
-    """The load `ahead_s` from `slow.at`.
+    """The load `ahead_s` from `at`.
 
-    `slow` and `recent` are the rates over the long and the short window, `spans` those windows' seconds; `history`
-    holds earlier values of `slow`, oldest first.
+    `looks` are the rates over windows that end then, the longest first; `history` holds earlier values of the longest,
+    oldest first. Raises ValueError without any look.
     """
-    slow_span, recent_span = (max(1.0, span) for span in spans)
-    chance = math.sqrt(max(0.0, recent) / recent_span)
-    step = recent - rules.step_deviations * chance > slow.value
-    # Short of a step one standard deviation is taken off the short look, so that quiet noise does not raise the level.
-    level = recent if step else max(slow.value, recent - chance)
-    points = [point for point in (*history, slow) if point.at >= slow.at - rules.trend_s]
+    level, doubt = _level(looks, rules)
+    points = [point for point in (*history, Point(at, looks[0].rate)) if point.at >= at - rules.trend_s]
     growth = min(max(0.0, slope(points) * ahead_s), rules.trend_limit * level)
-    deviations = statistics.NormalDist().inv_cdf(rules.quantile)
-    spread = max(roughness(points), chance if step else math.sqrt(level / slow_span))
-    return Forecast(level + growth, level + growth + deviations * spread)
+    hedge, discount = (statistics.NormalDist().inv_cdf(share) for share in (rules.quantile, rules.sure_quantile))
+    spread = max(roughness(points), doubt)
+    return Forecast(level + growth, level + growth + hedge * spread, max(0.0, level - discount * spread))
+
+
+def _level(looks: Sequence[Look], rules: ForecastRules) -> tuple[float, float]:
+    """What arrives, and its standard deviation by chance."""
+    if not looks:
+        raise ValueError("a forecast needs at least one look at the load")
+    level, doubt = looks[0].rate, looks[0].chance
+    for look in looks[1:]:
+        deviations = (look.rate - level) / look.chance if look.chance else 0.0
+        belief = _belief(deviations, rules)
+        level += belief * max(0.0, look.rate - level)
+        doubt = math.hypot(belief * look.chance, (1.0 - belief) * doubt)
+    return level, doubt
+
+
+def _belief(deviations: float, rules: ForecastRules) -> float:
+    """Share of a difference that is believed, by how far a shorter look lies above the longer ones."""
+    return min(1.0, max(0.0, (deviations - rules.quiet_deviations) / (rules.step_deviations - rules.quiet_deviations)))
 
 
 def slope(points: Sequence[Point]) -> float:

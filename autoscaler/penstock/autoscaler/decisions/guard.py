@@ -38,6 +38,8 @@ class Refused(StrEnum):
     """The last scale-in is too recent."""
     ROLLING_OUT = "RollingOut"
     """Nothing is taken away while revisions are exchanged."""
+    UNCONFIRMED = "Unconfirmed"
+    """More than the load surely asks for is added when two cycles in a row ask for it."""
     STEP_LIMITED = "StepLimited"
     """The rest follows in the next cycles."""
     SERVING = "Serving"
@@ -288,6 +290,30 @@ def _no_scale_in(case: _Case, moves: Moves) -> Moves:
     return {pool.name: max(moves[pool.name], pool.replicas) for pool in case.view.pools}
 
 
+def _confirmed(case: _Case, moves: Moves) -> tuple[Moves, str]:
+    """Growth of a role that one look alone asks for waits for the next one; what is sure does not.
+
+    Roles are counted, not WorkerPools: a wish that goes from one class to another is no less confirmed for it.
+    """
+    kept = dict(moves)
+    for role in {pool.role for pool in case.view.pools}:
+        pools = [pool for pool in case.view.pools if pool.role == role]
+        excess = sum(case.target(pool).replicas for pool in pools) - _backed(case, pools)
+        for pool in sorted(pools, key=lambda pool: (pool.replicas - moves[pool.name], pool.name)):
+            cut = max(0, min(excess, moves[pool.name] - pool.replicas))
+            kept[pool.name] -= cut
+            excess -= cut
+    return kept, "the load may be lower, and the cycle before asked for fewer"
+
+
+def _backed(case: _Case, pools: Sequence[PoolView]) -> int:
+    """Workers of a role that either the load surely needs or the cycle before asked for too."""
+    targets = [case.target(pool) for pool in pools]
+    sure = sum(target.replicas if target.sure is None else target.sure for target in targets)
+    before = sum(case.history.last_wished((case.view.key[0], pool.name)) or 0 for pool in pools)
+    return max(sure, before)
+
+
 def _stepwise(case: _Case, moves: Moves) -> tuple[Moves, str]:
     rules, limited = case.rules, dict(moves)
     for pool in case.view.pools:
@@ -394,6 +420,7 @@ CHECKS: tuple[tuple[Refused, _Check], ...] = (
     (Refused.STABILISING, _stabilised),
     (Refused.COOLING_DOWN, _paused),
     (Refused.ROLLING_OUT, _not_while_rolling),
+    (Refused.UNCONFIRMED, _confirmed),
     (Refused.STEP_LIMITED, _stepwise),
     (Refused.SERVING, _carrying),
     (Refused.TOGETHER, _together),

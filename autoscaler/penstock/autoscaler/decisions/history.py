@@ -31,6 +31,11 @@ class History:
         """The largest wish since `after`; None where there was none."""
         return max((count for at, count in self.wishes.get(pool, ()) if at >= after), default=None)
 
+    def last_wished(self, pool: PoolName) -> int | None:
+        """The last wish; None where there was none lately."""
+        wishes = self.wishes.get(pool)
+        return wishes[-1][1] if wishes else None
+
     def wishing(self, wished: Mapping[PoolName, int], now: float, window_s: float) -> "History":
         """With these wishes remembered, and those older than the window forgotten."""
         wishes = {

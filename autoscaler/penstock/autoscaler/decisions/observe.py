@@ -114,7 +114,7 @@ def _pool(namespace: str, pool: SeenPool, history: History, times: Times, rules:
         most=pool.most,
         pods=_pods(pool.workers, times.now),
         running=_inside(measure(histories, times.clock, rules.demand)),
-        startup_s=_startup(pool.workers) or pool.startup_s or _STARTUP_S,
+        startup_s=_startup_s(pool),
         give_up_s=pool.provision_s + rules.give_up_s,
         exhausted=history.exhausted((namespace, pool.name), times.now),
         other_writer=pool.other_writer,
@@ -124,7 +124,7 @@ def _pool(namespace: str, pool: SeenPool, history: History, times: Times, rules:
 def _loads(
     pools: Sequence[SeenPool], before: Remembered, times: Times, rules: ViewRules
 ) -> tuple[dict[str, RoleLoad], Remembered]:
-    startup_s = max((_startup(pool.workers) or _STARTUP_S for pool in pools), default=_STARTUP_S)
+    startup_s = max((_startup_s(pool) for pool in pools), default=_STARTUP_S)
     loads, past, mixes = {}, dict(before.loads), {}
     for role in sorted({pool.role for pool in pools}):
         members = [worker for pool in pools if pool.role == role for worker in pool.workers]
@@ -140,9 +140,8 @@ def _load(
 ) -> tuple[RoleLoad, tuple[Point, ...]]:
     arrivals, at = demand.arrivals, clock - demand.arrivals.age
     latest = Point(at, arrivals.value)
-    spans = (demand.span_s, demand.recent_span_s)
-    ahead = forecast(past, latest, demand.recent.value, spans, startup_s, rules.forecast)
-    load = RoleLoad(ahead.upper, ahead.level, demand.waiting.value, arrivals.age, arrivals.coverage)
+    ahead = forecast(past, at, demand.looks, startup_s, rules.forecast)
+    load = RoleLoad(ahead.upper, ahead.level, demand.waiting.value, arrivals.age, arrivals.coverage, ahead.sure)
     # A cycle looks twice within an instant; that is one point.
     return load, (*past, latest)[-_LIMIT:] if not past or at - past[-1].at >= 1.0 else past
 
@@ -198,6 +197,11 @@ def _with_kv(worker: WorkerModel | None, histories: Sequence[WorkerHistory]) -> 
     said = (history.samples[-1].sample.kv_capacity_tokens for history in histories if history.samples)
     tokens = min((tokens for tokens in said if tokens), default=None)
     return worker if worker is None or not tokens else WorkerModel(worker.latency, tokens, worker.max_sequences)
+
+
+def _startup_s(pool: SeenPool) -> float:
+    """What was measured wins over what its engine class says, which knows no queue for nodes and no slow image."""
+    return _startup(pool.workers) or pool.startup_s or _STARTUP_S
 
 
 def _startup(workers: Sequence[SeenWorker]) -> float | None:

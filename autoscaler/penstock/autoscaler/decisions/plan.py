@@ -63,6 +63,8 @@ class Target:
     replicas: int
     requests_per_s: float | None = None
     """Of one worker, within the objectives; None where no profile says."""
+    sure: int | None = None
+    """Workers that what surely comes asks for; None where nobody says how much that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +156,12 @@ def _chosen_planner(view: DeploymentView, rules: PlanRules) -> DeploymentPlan | 
 def _target_tracking(view: DeploymentView, rules: PlanRules) -> DeploymentPlan | None:
     speeds = _speeds(view, rules)
     needs = _needs(view, rules, speeds)
-    counts: dict[str, int] = {}
-    runners: list[str] = []
-    for role in sorted({pool.role for pool in view.pools}):
-        pools = [pool for pool in view.pools if pool.role == role]
-        counts |= _fill(pools, speeds, needs[role], view.ranges)
-        runners.append(_runner_up(pools, speeds, counts))
-    targets = {p.name: Target(counts[p.name], _rate(speeds.get(p.name))) for p in view.pools}
+    counts, sure = _counts(view, speeds, needs), _sure(view, rules, speeds)
+    runners = [_runner_up(_of(view, role), speeds, counts) for role in sorted(needs)]
+    targets = {
+        p.name: Target(counts[p.name], _rate(speeds.get(p.name)), None if sure is None else sure[p.name])
+        for p in view.pools
+    }
     why = _why(view, targets, needs)
     return DeploymentPlan(
         view.key,
@@ -202,6 +203,25 @@ def _needs(view: DeploymentView, rules: PlanRules, speeds: Mapping[str, Throughp
     # Prompts that overrun prefill workers are computed elsewhere: those count by their usual share.
     prefill = max(measured.get("Prefill", most), most * (view.prefill_share or 0.0))
     return {role: most if role != "Prefill" else prefill for role in sorted({p.role for p in view.pools})}
+
+
+def _counts(view: DeploymentView, speeds: Mapping[str, Throughput], needs: Mapping[str, float]) -> dict[str, int]:
+    """Workers by WorkerPool for these requests per second."""
+    counts: dict[str, int] = {}
+    for role, need in needs.items():
+        counts |= _fill(_of(view, role), speeds, need, view.ranges)
+    return counts
+
+
+def _sure(view: DeploymentView, rules: PlanRules, speeds: Mapping[str, Throughput]) -> dict[str, int] | None:
+    """Workers that what surely comes asks for; None where nobody says how much that is."""
+    loads: dict[str, RoleLoad] = {}
+    for role, load in view.loads.items():
+        if load.sure is None:
+            return None
+        loads[role] = replace(load, rate=load.sure, level=load.sure)
+    low = replace(view, loads=loads)
+    return _counts(low, speeds, _needs(low, rules, speeds))
 
 
 def _of(view: DeploymentView, role: str) -> list[PoolView]:

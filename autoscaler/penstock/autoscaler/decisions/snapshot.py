@@ -90,6 +90,8 @@ class RoleLoad:
     waiting: float
     age_s: float
     coverage: float
+    sure: float | None = None
+    """Requests per second that come even if chance was with the looks: a lower quantile; None where nobody says."""
 
 
 @dataclass(frozen=True, slots=True)

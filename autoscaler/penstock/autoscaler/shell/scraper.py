@@ -127,7 +127,8 @@ class Scraper:
 
     def _remember(self, samples: deque[TimedSample], timed: TimedSample) -> None:
         samples.append(timed)
-        while samples[0].at < timed.at - self._window_s:
+        # One that is older stays: a window begins between two scrapes.
+        while len(samples) > 1 and samples[1].at <= timed.at - self._window_s:
             samples.popleft()
 
     async def _page(self, url: str) -> bytes:
