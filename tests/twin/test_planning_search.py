@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.core.fleet import Role
-from penstock.core.models import Parallelism, find_model
+from penstock.core.models import LatencyProfile, Parallelism, ProfileSource, find_model
 from penstock.core.traces import Trace, TraceRequest
 from penstock.simulator import parse_nodes
 from penstock.simulator.planning import (
@@ -24,11 +26,13 @@ from penstock.simulator.planning import (
     judge_plan,
     try_plan,
 )
+from penstock.simulator.planning.bounds import profile_of
 from penstock.simulator.planning.candidates import enumerate_plans
 from penstock.simulator.planning.order import Line
 from penstock.simulator.planning.phases import helpers
 from penstock.simulator.planning.promises import promises
 from penstock.simulator.planning.queues import prefill_rate
+from penstock.simulator.planning.trial import scenario_of
 
 OPT = find_model("opt-13b")
 NODES = "a100-80g=1x2,h100-80g=1x2"
@@ -99,8 +103,6 @@ def test_the_rate_of_a_queue_is_where_too_many_prompts_become_late() -> None:
     """Against Lindley's recursion for one server, worked out here."""
     space = space_of(requests=300)
     kind = cell(Role.PREFILL)
-    from penstock.simulator.planning.bounds import profile_of
-
     work = np.array([profile_of(space, kind).prefill_ms(prompt) / 1e3 for prompt in space.sample.prompts])
 
     def late(rate: float) -> float:
@@ -122,6 +124,17 @@ def test_a_class_too_slow_for_long_prompts_is_kept_for_short_ones() -> None:
     assert slow and prefill_rate(space, ((slow[0], 1),)) == 0.0
     fast = cell(Role.PREFILL, accelerator="h100-80g")
     assert prefill_rate(space, ((fast, 1), (slow[0], 1))) > prefill_rate(space, ((fast, 1),))
+
+
+def test_a_space_may_know_a_pace_better_than_the_catalogue() -> None:
+    kind = cell(Role.PREFILL)
+    slow = LatencyProfile((100.0, 0.2, 0.0), (50.0, 0.1, 0.0), ProfileSource.BENCHMARK, "made up")
+    space = space_of("a100-80g=1x2")
+    told = replace(space, paces=((kind.accelerator, Role.PREFILL, 1, slow),))
+    plan = Plan((PlanPool(kind, 1), PlanPool(cell(Role.DECODE), 1)))
+    assert scenario_of(told, plan).pools[0].profile == slow
+    assert scenario_of(told, plan).pools[1].profile == scenario_of(space, plan).pools[1].profile != slow
+    assert prefill_rate(told, ((kind, 1),)) < prefill_rate(space, ((kind, 1),))
 
 
 def test_a_plan_promises_what_its_weaker_phase_holds() -> None:
