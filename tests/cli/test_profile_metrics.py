@@ -197,6 +197,16 @@ def test_where_nobody_answers_it_ends_early() -> None:
     assert "3 failed, the last with: HTTP 404" in err and "no worker answered" in err
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_was_scraped_in_vain_need_not_be_lost(tmp_path: Path, keeps: bool) -> None:
+    kept = tmp_path / "kept.jsonl"
+    with served(lambda n: (200, PAGE, 0.0)) as url:
+        save = ("--save", str(kept)) if keeps else ()
+        code, out, err = run("--metrics", url, "--interval", "200ms", "--for", "1s", *save)
+    assert code == 2 and not out and "x nothing ran" in err
+    assert (f"the scrapes are in {kept}" if keeps else "with --save the scrapes would be kept") in err
+
+
 def test_an_interrupt_fits_what_is_there(saved: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
     with served(lambda n: (200, PAGE, 0.0)) as url:

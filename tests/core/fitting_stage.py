@@ -58,20 +58,24 @@ def scraped(
     worker: str = "w",
     budget: int = BUDGET,
     blocks: int = 8192,
+    sequences: int = SEQUENCES,
     name: str = "tiny",
+    jitter_s: float = 0.0,
 ) -> list[Scrape]:
-    """The pages of an engine that is asked these, one every `every` seconds from 0 on."""
+    """The pages of an engine that is asked these, one every `every` seconds from 0 on; `jitter_s` is how far off the
+    times are that the scraper writes on them."""
     flags = ["--served-model-name", name, "--profile", json.dumps(profile.to_dict()), "--block-size", str(BLOCK)]
     flags += ["--num-gpu-blocks-override", str(blocks), "--max-model-len", "8192"]
     options = parse_options(flags, {})
     metrics = EngineMetrics(name, options.max_model_len, lora=False, transfer=False)
     metrics.set("engine_sleep_state", 1.0, "awake")
     config = EngineConfig(
-        num_blocks=blocks, block_size=BLOCK, max_num_batched_tokens=budget, max_num_seqs=SEQUENCES, max_model_len=8192
+        num_blocks=blocks, block_size=BLOCK, max_num_batched_tokens=budget, max_num_seqs=sequences, max_model_len=8192
     )
     engine = Engine(config, profile)
     line = sorted(asked, key=lambda one: one.at)
     pages: list[Scrape] = []
+    rng = np.random.default_rng(0)
     due, now, step, ends, place = 0.0, 0.0, None, 0.0, 0
     while due <= seconds:
         arrival = line[place].at if place < len(line) else float("inf")
@@ -95,7 +99,7 @@ def scraped(
         else:
             with patch.object(metrics_page, "_process_lines", list):  # They cost more than all else.
                 page = write_page(metrics, engine.stats(), options, ()).decode()
-            pages.append(Scrape(worker, due, 0.005, page))
+            pages.append(Scrape(worker, due + jitter_s * float(rng.uniform(-1, 1)), 0.005, page))
             due += every
         if step is None:
             step = engine.schedule(now)

@@ -91,6 +91,19 @@ def test_other_engines_are_told_too(
     agrees(fitted(scraped(load, seconds=300.0, profile=truth)).fit.profile, 0.04, truth)
 
 
+def test_a_worker_that_is_always_busy_is_told_by_wall_time_alone() -> None:
+    """Nine requests a second for five minutes: some 25 sequences at a time, prompts never rare, times 10 ms off."""
+    truth = LatencyProfile((6.0, 0.03, 5e-7), (12.0, 0.06, 1.5e-5), ProfileSource.BENCHMARK, "made up")
+    load = traffic((9.0,), 300.0, seed=1, outputs=5.0)
+    busy = scraped(load, seconds=300.0, profile=truth, budget=2048, blocks=40_000, sequences=256, jitter_s=0.01)
+    found = fitted(busy, 2048)
+    for tokens in (500, 800, 1000):
+        assert found.fit.profile.prefill_ms(tokens) == pytest.approx(truth.prefill_ms(tokens), rel=0.03)
+    for batch in (16, 24, 32):
+        told = found.fit.profile.decode_ms(batch, 900 * batch)
+        assert told == pytest.approx(truth.decode_ms(batch, 900 * batch), rel=0.02)
+
+
 def test_rarer_scrapes_do_where_sequences_last() -> None:
     long = scraped(traffic((0.5, 1.0, 1.5, 2.0), 180.0, seed=3, outputs=4.8), every=5.0, seconds=720.0)
     profile = fitted(long).fit.profile

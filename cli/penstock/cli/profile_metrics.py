@@ -70,7 +70,13 @@ def fit_from_metrics(wanted: Wanted, provenance: str, console: Console) -> Metri
     if wanted.urls:
         scrapes += _scraped(wanted, console)
     said = provenance or f"penstock profile fit --metrics, {len(scrapes)} scrapes"
-    return fit_metrics(scrapes, said, max_num_batched_tokens=wanted.max_num_batched_tokens)
+    try:
+        return fit_metrics(scrapes, said, max_num_batched_tokens=wanted.max_num_batched_tokens)
+    except ValueError as error:
+        if not scrapes or not wanted.urls:
+            raise
+        kept = f"the scrapes are in {wanted.save}" if wanted.save else "with --save the scrapes would be kept"
+        raise ValueError(f"{error}; {kept}, and files of several times can be fitted together") from None
 
 
 def report(made: MetricsFit) -> Iterator[str]:
