@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from penstock.core.fleet import FleetView, Pick, Rejection, Request
 from penstock.router.decisions.policies import find_policy, register, withdraw
-from penstock.simulator.files import ScenarioForm, Traces
+from penstock.simulator.files import ScenarioForm, Traces, parse_scenario
 from penstock.simulator.lab import public_scenarios
 from penstock.simulator.study import prepare
 from penstock.simulator.twin import Result, Twin
+
+HELD_BACK = Path(__file__).parent / "held-back"
 
 
 class Recorded:
@@ -79,6 +82,11 @@ def test_the_time_per_token_that_is_predicted_is_the_one_that_comes_on_every_cla
 def test_slow_workers_are_not_filled_until_they_miss() -> None:
     form = public_scenarios()["mixed"]
     assert good(form, "KVAware") >= 0.98 * good(form, "LeastLoaded")
+
+
+def test_nor_in_a_scenario_that_nobody_looked_at_while_it_was_built() -> None:
+    form = parse_scenario((HELD_BACK / "busy-classes.yaml").read_text(), "busy-classes.yaml")
+    assert good(form, "KVAware") >= 1.2 * good(form, "LeastLoaded")
 
 
 def test_where_there_is_too_much_load_the_fast_ones_stay_in_time() -> None:

@@ -19,6 +19,7 @@ from penstock.simulator.study import prepare
 from typer.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
+HELD_BACK = Path(__file__).parent / "held-back"
 SMALL = """
 model: llama-3.1-8b
 nodes: a100-80g=1x2
@@ -165,6 +166,13 @@ def test_scores_are_geometric_means_over_scenarios_seed_by_seed_without_those_th
 @pytest.mark.parametrize("name", [name for name in public_scenarios() if name != "mooncake"])
 def test_every_public_scenario_can_be_played(name: str) -> None:
     form = public_scenarios()[name]
+    assert prepare(form, scene().traces, form.seed).workload.total > 100
+
+
+@pytest.mark.parametrize("file", sorted(HELD_BACK.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_scenario_that_was_held_back_can_be_played(file: Path) -> None:
+    form = parse_scenario(file.read_text(), file.name)
+    assert form.seed, "other seeds than the public ones"
     assert prepare(form, scene().traces, form.seed).workload.total > 100
 
 
