@@ -101,12 +101,12 @@ async def _follow(
         now = time.monotonic()
         if due >= ends:
             return
-        due = _next(due, now, plan.interval_s, tally.in_a_row)
+        due = next_due(due, now, plan.interval_s, tally.in_a_row)
         # The last page is of the end, so that a worker whose interval is long is still seen there.
         due = min(due, ends)
 
 
-def _next(due: float, now: float, interval_s: float, failures: int) -> float:
+def next_due(due: float, now: float, interval_s: float, failures: int) -> float:
     """When to ask again: at the next whole interval that has not passed, or later and later while nobody answers."""
     if failures:
         pause: float = min(interval_s * 2.0 ** min(failures, 10), max(_SLOWEST_S, interval_s))
