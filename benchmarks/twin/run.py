@@ -24,9 +24,6 @@ from penstock.core.models import Parallelism, find_model
 from penstock.simulator import Scenario, make_report, parse_nodes, simulate
 from penstock.simulator.workloads import as_workload
 
-SPLITWISE_CPU_S = 42.5
-"""SplitwiseSim 8f99e7d on 70 machines and these 12,095 requests, less what it needs to start; see the README."""
-
 
 def calibration() -> float:
     """CPU seconds of ten million additions."""
@@ -90,7 +87,6 @@ def main() -> None:
                 "rss_before_mib": begun,
                 "peak_rss_mib": resident_mib(),
                 "calibration_s": [round(before, 3), round(after, 3)],
-                "splitwise_over_ours": round(SPLITWISE_CPU_S / cpu, 1) if count == 12_095 else None,
                 "python": platform.python_version(),
             },
             indent=2,
