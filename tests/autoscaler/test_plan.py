@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from penstock.autoscaler.decisions.capacity import Objectives, WorkerModel, throughput
 from penstock.autoscaler.decisions.demand import TokenMix
-from penstock.autoscaler.decisions.plan import DeploymentPlan, PlanRules, Why, plan
+from penstock.autoscaler.decisions.plan import DeploymentPlan, PlanRules, Target, Why, plan
 from penstock.autoscaler.decisions.snapshot import DeploymentView, Pods, PoolView
 
 RULES = PlanRules()
@@ -109,6 +109,21 @@ def test_a_backlog_never_shrinks_with_the_load_or_grows_with_the_workers(
     assert needed(there, rate=high, waiting=waiting) >= less - 1e-9
     more = replace(there, pods=Pods(ready=ready + 1, starting=starting))
     assert needed(more, rate=low, waiting=waiting) <= less + 1e-9
+
+
+@given(rates, rates, st.floats(0, 500), st.integers(0, 8))
+def test_what_surely_comes_asks_for_no_more_than_the_plan(one: float, two: float, waiting: float, ready: int) -> None:
+    """Its own load decides it: the same plan as for a load that is known without doubt."""
+    sure, rate = sorted((one, two))
+    there = pool(startup_s=30.0, pods=Pods(ready=ready))
+
+    def target(**at: float) -> Target:
+        return planned(view(there, loads={"PrefillDecode": load(waiting=waiting, **at)})).targets[there.name]
+
+    doubtful = target(rate=rate, sure=sure)
+    assert doubtful.sure == target(rate=sure).replicas
+    assert doubtful.sure <= doubtful.replicas
+    assert target(rate=rate).sure is None
 
 
 def test_prompts_that_overrun_prefill_workers_are_planned_for_by_their_usual_share() -> None:
