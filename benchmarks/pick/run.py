@@ -14,6 +14,7 @@ the lowest p50, since what disturbs a round is never the code.
 import argparse
 import gc
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -79,9 +80,11 @@ def loop(fleet: Fleet, request: Request) -> int:
         queue = a * n + b * t + c * s
         own = max(a + b * (prompt - hit) + c * (prompt * prompt - hit * hit), d)
         flight = float(fleet.in_flight[slot])
-        tpot = d + e * (flight + 1) + f * (float(fleet.context_tokens[slot]) + prompt)
+        stall, square = fleet.stalls[slot].tolist()
+        tpot = d + e * (flight + 1) + f * (float(fleet.context_tokens[slot]) + prompt) + stall
+        spread = math.sqrt(square / output)
         cost = ((own + added) * (max(flight - n, 0.0) + 1) + queue + own) * price
-        if queue + own <= 500.0 and tpot <= 60.0 and cost < least:
+        if queue + own <= 500.0 and tpot + 4.0 * spread <= 60.0 and cost < least:
             least, best = cost, slot
     return best
 

@@ -149,8 +149,8 @@ REQUESTS = Row(
         ),
         Panel(
             "Picks by policy and reason",
-            "Over all models of the routers. LeastViolation under KVAware: no worker would meet the objectives, so "
-            "more of them are needed.",
+            "Over all models of the routers. LeastViolation and LeastHarm under KVAware: no worker would meet the "
+            "objectives, so more of them are needed.",
             (Q(rate("penstock_router_picks_total", "", "policy, reason") + " > 0", "{{policy}} {{reason}}"),),
             unit="reqps",
             stacked=True,

@@ -58,7 +58,7 @@ class KVAware:
         cached = view.cached_tokens(request)
         hits = 0.0 if cached is None else cached[side.rows]
         estimate = whole(side, view, request, hits, now)
-        mates = side_of(view, request.model, PREFILL)
+        mates = side_of(view, request.model, PREFILL) if side.any_decodes_only else None
         split = None if mates is None else _paired(side, mates, view, request, estimate, cached, now)
         if split is not None:
             estimate = split.estimate

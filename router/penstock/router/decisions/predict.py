@@ -62,6 +62,7 @@ class Side:
     profiled: NDArray[np.bool_]
     all_profiled: bool
     decodes_only: NDArray[np.bool_]
+    any_decodes_only: bool
     domain: NDArray[np.int32]
     priced: bool
 
@@ -244,6 +245,7 @@ def _side(view: FleetView, slots: Slots) -> Side:
         profiled=known,
         all_profiled=bool(known.all()),
         decodes_only=view.role[slots] == _DECODE,
+        any_decodes_only=bool((view.role[slots] == _DECODE).any()),
         domain=view.domain[slots],
         priced=bool(priced.any()),
     )
