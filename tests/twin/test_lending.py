@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from penstock.core.engine import SchedulingPolicy
 from penstock.core.engine.blocks import BlockPool
 from penstock.core.fleet import Role
 from penstock.core.models import Parallelism
@@ -319,6 +320,7 @@ def test_what_sharing_is_not_modelled_with_is_refused(tight: Scenario) -> None:
     trace = trace_of(1, 3, longest=2000)
     wrong = {
         "prefix caching": {"prefix_caching": True},
+        "priorities": {"scheduling_policy": SchedulingPolicy.PRIORITY},
         "faults": {"crashes": (Crash(1.0, 0),)},
         "engines' own load": {"scrape_interval_s": 5.0},
         "prefill and decode apart": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from penstock.core.engine import SchedulingPolicy
 from penstock.core.fleet import Role
 from penstock.simulator.scenario import Impossible, Scenario
 
@@ -40,6 +41,7 @@ def check_scenario(scenario: Scenario) -> None:
         "faults": bool(scenario.crashes or scenario.faults),
         "an autoscaler": scenario.autoscaling is not None,
         "prefill and decode apart": any(pool.role is not Role.PREFILL_DECODE for pool in scenario.pools),
+        "priorities": scenario.scheduling_policy is not SchedulingPolicy.FCFS,
         "a router that looks at engines' own load": scenario.scrape_interval_s > 0,
     }
     for what, there in left_out.items():

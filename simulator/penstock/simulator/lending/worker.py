@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from itertools import islice
 from typing import Protocol
 
 from penstock.core.engine import Step
@@ -61,8 +61,9 @@ class LendingWorker(TwinWorker):
         return self.blocks_for(active.sequence.prompt_tokens + active.end_at) - self.blocks_of(active)
 
     def waiting(self) -> list[Active]:
-        """The next in line."""
-        return heapq.nsmallest(LOOKAHEAD, (one for one in self.engine.living() if one.phase is Phase.WAITING))
+        """The next in line: sequences live in the order they came, and the first to come is the first to be served."""
+        waits = Phase.WAITING
+        return list(islice((one for one in self.engine.living() if one.phase is waits), LOOKAHEAD))
 
     def seen(self, own: int) -> Instance:
         """What the manager sees of it; `settle` it first."""
@@ -109,7 +110,7 @@ class LendingWorker(TwinWorker):
             return 0
         queues = self.engine.scheduler
         room, prompts = queues.pool.free - sum(map(self.growth, queues.running)), 0
-        for one in self.waiting():
+        for one in self.waiting() if room > 0 else ():
             room -= self.growth(one)
             if room < 0:
                 break
