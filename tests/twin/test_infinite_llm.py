@@ -337,21 +337,20 @@ def _explaining(played: dict[Run, Played]) -> list[Figure]:
 
 
 def _chart(played: dict[Run, Played]) -> Chart:
-    share, seeds = SETUP["long_share"], SETUP["seeds"]
-    kinds = {"3 % long": share, "none long": 0.0}
-    columns = {
-        way: [
-            (float(place), [played[overloaded(way, seed, part)].tokens_s / 1e3 for seed in seeds])
-            for place, part in enumerate(kinds.values())
-        ]
-        for way in WAYS
-    }
+    """Throughput by the load that is offered, with 3 % long requests."""
+    seeds, share, rates = SETUP["seeds"], SETUP["long_share"], SETUP["curve"]["rates"]
+    series = []
+    for way in WAYS:
+        runs = [[curve(way, seed, [rate])[0] for seed in seeds] for rate in rates]
+        runs.append([overloaded(way, seed, share) for seed in seeds])
+        columns = [(each[0].rate, [played[run].tokens_s / 1e3 for run in each]) for each in runs]
+        series.append(Series.of(way, columns))
     return Chart(
-        kind=ChartKind.BARS,
-        title="Throughput under more load than is borne",
+        kind=ChartKind.LINES,
+        title="Throughput, 3 % long requests",
         up="thousand tokens a second",
-        labels=tuple(kinds),
-        series=tuple(Series.of(way, column) for way, column in columns.items()),
+        across="requests a second",
+        series=tuple(series),
     )
 
 
