@@ -3,8 +3,8 @@
 Router and autoscaler record what they decide. Replayed, every pick, plan and guard must come out the same to the byte.
 Then the twin plays the same load with the profile that the box's autoscaler went by, and its replicas are laid beside
 the box's: whatever one wants, the other wants to within one worker, at most a cycle sooner or later. When a worker is
-scraped is chance, in both: so the twin plays ten times with other scrapes, and the box has to agree with eight of them. The
-twin is told how the box's cycles lay, since a loaded machine makes them longer: when the first was, and how far apart.
+scraped is chance, in both: so the twin plays ten times with other scrapes, and the box has to agree with eight of them.
+The twin is told how the box's cycles lay, since a loaded machine makes them longer: when the first was, how far apart.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PROMPT, OUTPUT = 6000, 20
 CYCLE_S = 5.0
 STARTUP_S = 30.0
 TWINS, AGREE = 10, 8
-"""Twins that play the load, and how many the box has to agree with at least: a rare course jumps from 2 workers to 6."""
+"""Twins that play the load, and how many of them the box has to agree with: a rare course jumps from 2 workers to 6."""
 FOLDER = "/tmp/record"
 FLAGS = {
     "autoscaler": {"--time-scale": "0.2", "--cycle-interval": f"{CYCLE_S:g}s", "--record": FOLDER},

@@ -92,6 +92,20 @@ def test_a_step_is_met_with_workers_for_what_comes_while_they_start() -> None:
     assert needed(half_way, rate=rate) == pytest.approx(rate)
 
 
+def test_workers_that_start_help_for_as_long_as_they_have_been_at_it() -> None:
+    """One just made is ready no sooner than one asked for now; one that is late may be ready at any time."""
+
+    def need(starting_s: float) -> float:
+        there = pool(startup_s=30.0, pods=Pods(ready=2, starting=1, starting_s=starting_s))
+        return needed(there, rate=rate) - rate
+
+    rate = 3 * served(pool())
+    assert need(0.0) == pytest.approx(2 * served(pool()))
+    assert need(10.0) == pytest.approx(2 * served(pool()) * 2 / 3)
+    assert need(15.0) == pytest.approx(needed(pool(startup_s=30.0, pods=Pods(ready=2, starting=1)), rate=rate) - rate)
+    assert need(30.0) == need(300.0) == pytest.approx(0.0)
+
+
 def test_a_queue_that_is_gone_before_anybody_could_start_needs_nobody() -> None:
     two = pool(startup_s=30.0)
     assert needed(two, rate=served(two), waiting=30 * served(two)) == pytest.approx(served(two))

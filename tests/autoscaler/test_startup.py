@@ -57,6 +57,15 @@ def test_what_was_measured_wins_over_what_is_declared(
     assert view.pools[0].startup_s == expected
 
 
+def test_how_long_workers_have_been_starting_is_known_from_their_pods() -> None:
+    silent = WorkerHistory("w")
+    ready, new, old = (worker(made, since, silent) for made, since in ((900.0, 930.0), (990.0, None), (970.0, None)))
+    going, unknown = replace(old, terminating=True), worker(None, None, silent)
+    pods = observed(seen(None, ready, new, old, going, unknown))[0].pools[0].pods
+    assert (pods.starting, pods.starting_s) == (3, 20.0)
+    assert observed(seen(None, ready))[0].pools[0].pods.starting_s is None
+
+
 def test_the_forecast_reaches_as_far_as_the_declared_start_up() -> None:
     """A ramp, seen for two minutes: what takes longer to start is asked for further ahead, declared or measured."""
 

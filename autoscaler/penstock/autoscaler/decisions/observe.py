@@ -177,6 +177,7 @@ def _joined(mixes: Mapping[str, TokenMix | None], before: TokenMix | None) -> To
 def _pods(workers: Sequence[SeenWorker], now: float) -> Pods:
     living = [worker for worker in workers if not worker.terminating]
     pending = [worker for worker in living if not worker.scheduled]
+    made = [now - w.created for w in living if w.scheduled and not w.ready and w.created is not None]
     return Pods(
         ready=sum(worker.ready for worker in living),
         starting=sum(worker.scheduled and not worker.ready for worker in living),
@@ -184,6 +185,7 @@ def _pods(workers: Sequence[SeenWorker], now: float) -> Pods:
         terminating=len(workers) - len(living),
         pending_s=max((now - (worker.created or 0.0) for worker in pending), default=0.0),
         ready_s=max((now - w.ready_since for w in living if w.ready and w.ready_since is not None), default=math.inf),
+        starting_s=statistics.fmean(made) if made else None,
     )
 
 

@@ -26,6 +26,8 @@ class Pods:
     """How long the longest of the pending ones has waited."""
     ready_s: float = math.inf
     """How long the longest of the ready ones has been so; infinite where nobody says."""
+    starting_s: float | None = None
+    """How long ago the starting ones were made, in the mean; None where nobody says."""
 
     @property
     def live(self) -> int:
