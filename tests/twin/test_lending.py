@@ -16,10 +16,11 @@ from penstock.core.fleet import Role
 from penstock.core.models import Parallelism
 from penstock.core.reports import Verdict
 from penstock.core.traces import Trace, TraceRequest
-from penstock.simulator import Crash, Impossible, PoolSpec, Scenario, Twin
+from penstock.simulator import Crash, Impossible, PoolSpec, Scenario, Twin, parse_nodes
 from penstock.simulator.lending import Ledger, LendingRules, LendingTwin, MovingRules, MovingTwin
 from penstock.simulator.policies.infinite_llm import Change, Instance, Law, Need, Plan, plan_lending
 from penstock.simulator.policies.llumnix_moves import Holder, Move, Running, freeness, plan_moves
+from penstock.simulator.scenario import HostMemory
 
 LAW = Law(20.0, 0.2, 1e-4, 4.0, 16)
 OWN = 100
@@ -321,6 +322,7 @@ def test_what_sharing_is_not_modelled_with_is_refused(tight: Scenario) -> None:
     wrong = {
         "prefix caching": {"prefix_caching": True},
         "priorities": {"scheduling_policy": SchedulingPolicy.PRIORITY},
+        "swapping": {"host": HostMemory(8192)},
         "faults": {"crashes": (Crash(1.0, 0),)},
         "engines' own load": {"scrape_interval_s": 5.0},
         "prefill and decode apart": {
@@ -335,6 +337,10 @@ def test_what_sharing_is_not_modelled_with_is_refused(tight: Scenario) -> None:
             LendingTwin(replace(tight, **change), trace, RULES)  # type: ignore[arg-type]
         with pytest.raises(Impossible, match=said):
             MovingTwin(replace(tight, **change), trace, MovingRules())  # type: ignore[arg-type]
+    two = replace(tight, profile=None, groups=parse_nodes("a100-80g=1x2,h100-80g=1x2"))
+    with pytest.raises(Impossible, match="nodes of one accelerator class"):
+        LendingTwin(two, trace, RULES)
+    MovingTwin(two, trace, MovingRules())  # Each keeps its own pace.
     for rules in ({"period_s": 0.0}, {"trip_ms": -1.0}, {"move_ms": float("nan")}):
         with pytest.raises(ValueError, match="lending: "):
             LendingRules(**rules)

@@ -41,6 +41,7 @@ def check_scenario(scenario: Scenario) -> None:
         "faults": bool(scenario.crashes or scenario.faults),
         "an autoscaler": scenario.autoscaling is not None,
         "prefill and decode apart": any(pool.role is not Role.PREFILL_DECODE for pool in scenario.pools),
+        "preemption by swapping": scenario.host is not None,
         "priorities": scenario.scheduling_policy is not SchedulingPolicy.FCFS,
         "a router that looks at engines' own load": scenario.scrape_interval_s > 0,
     }

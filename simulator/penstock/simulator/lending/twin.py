@@ -13,7 +13,7 @@ from penstock.simulator.lending.ledger import Ledger
 from penstock.simulator.lending.rules import LendingRules, check_scenario
 from penstock.simulator.lending.worker import LendingWorker
 from penstock.simulator.policies.infinite_llm import Law, Plan, plan_lending
-from penstock.simulator.scenario import Scenario, WorkerSpec
+from penstock.simulator.scenario import Impossible, Scenario, WorkerSpec
 from penstock.simulator.twin import Twin
 from penstock.simulator.worker import TwinWorker
 from penstock.simulator.workloads.source import Workload
@@ -40,12 +40,15 @@ class LendingTwin(Twin):
     def __init__(
         self, scenario: Scenario, trace: Trace | Workload, rules: LendingRules, numbers: Iterator[int] | None = None
     ) -> None:
-        """Raises `Impossible` for a scenario that lending is not modelled with, and as `Twin` does."""
+        """Raises `Impossible` for a scenario that lending is not modelled with, workers of different pace among them, and
+        as `Twin` does."""
         check_scenario(scenario)
         self.rules = rules
         self.lenders: list[LendingWorker] = []
         super().__init__(scenario, trace, numbers)
         profile = self.specs[0].profile
+        if any(spec.profile != profile for spec in self.specs):
+            raise Impossible("workers that lend KV memory are modelled with one pace; give nodes of one accelerator class")
         self._law = Law(*profile.decode, rules.trip_ms, self.specs[0].config.block_size)
         self.ledger = Ledger(
             [worker.engine.scheduler.pool for worker in self.lenders], [spec.config.num_blocks for spec in self.specs]
