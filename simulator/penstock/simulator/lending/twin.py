@@ -40,15 +40,15 @@ class LendingTwin(Twin):
     def __init__(
         self, scenario: Scenario, trace: Trace | Workload, rules: LendingRules, numbers: Iterator[int] | None = None
     ) -> None:
-        """Raises `Impossible` for a scenario that lending is not modelled with, workers of different pace among them, and
-        as `Twin` does."""
+        """Raises `Impossible` for a scenario that lending is not modelled with, as of workers of different pace, and as
+        `Twin` does."""
         check_scenario(scenario)
         self.rules = rules
         self.lenders: list[LendingWorker] = []
         super().__init__(scenario, trace, numbers)
         profile = self.specs[0].profile
         if any(spec.profile != profile for spec in self.specs):
-            raise Impossible("workers that lend KV memory are modelled with one pace; give nodes of one accelerator class")
+            raise Impossible("workers that lend KV memory must have one pace; give nodes of one accelerator class")
         self._law = Law(*profile.decode, rules.trip_ms, self.specs[0].config.block_size)
         self.ledger = Ledger(
             [worker.engine.scheduler.pool for worker in self.lenders], [spec.config.num_blocks for spec in self.specs]
