@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -109,13 +110,15 @@ def test_an_attainment_is_told_as_it_was_asked_for(trace: Path) -> None:
     assert "99.95% are asked for" in err and "100%" not in err
 
 
-def test_runs_that_may_be_too_short_are_said_to_be(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ("--model", "opt-13b", "--nodes", "a100-80g=1x1", "--trace", str(trace), "--most", "1")
-    whole = run(*asked)
-    monkeypatch.setattr("penstock.cli.plan._LONGEST", 40)
-    cut = run(*asked)
+def test_runs_that_are_too_short_are_said_to_be(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--model", "opt-13b", "--nodes", "a100-80g=1x1", "--trace", str(trace), "--most", "1", "--tpot", "200ms")
+    whole, cut = run(*asked), run(*asked, "--requests", "20")
     assert whole[0] == cut[0] == 0
-    assert "may be shorter than 2.5 answers" in cut[2] and "may be shorter" not in whole[2]
+    assert "too short" not in whole[2]
+    said = re.search(r"runs of 20 requests last [01][.0-9]* answers at .* give --requests (\d+)", cut[2])
+    assert said and int(said[1]) >= 300
+    monkeypatch.setattr("penstock.cli.plan._LONGEST", 20)
+    assert "there may be no longer runs" in run(*asked)[2]
 
 
 def test_every_shape_of_plan_is_a_deployment_that_the_api_takes() -> None:

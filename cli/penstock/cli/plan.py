@@ -40,14 +40,12 @@ from penstock.simulator.planning import (
     why_nothing,
     why_second,
 )
+from penstock.simulator.planning.goal import answers, lasting
 from penstock.simulator.planning.phases import Mapper
 from rich.console import Console
 
 _LONGEST = 10_000  # Requests of a run.
-_TOO_SHORT = (
-    "runs have as many requests as there may be, and may be shorter than 2.5 answers at this rate: where batches have "
-    "not grown to what they come to in the end, a plan holds less than is said here"
-)
+_ENOUGH = 2.0  # Answers that a run should last; it is made for more.
 NOTHING_HOLDS = 1
 NOTHING_SEARCHED = 2
 
@@ -162,10 +160,22 @@ def plan(
         _write(json_file, as_json(space, ready.goal, found, nothing, facts))
         raise typer.Exit(NOTHING_HOLDS)
     print_plans(console, space, ready.goal, found, why)
-    if requests is None and found.requests == _LONGEST:
-        console.print(f"plan: {_TOO_SHORT}", highlight=False, markup=False, soft_wrap=True)
+    if note := _too_short(space, found.ranking[0].rate):
+        console.print(f"plan: {note}", highlight=False, markup=False, soft_wrap=True)
     _write(json_file, as_json(space, ready.goal, found, why, facts))
     typer.echo(manifest(space, found.ranking[0].plan, manifest_of), nl=False)
+
+
+def _too_short(space: Space, rate: float) -> str:
+    """A warning where runs end before batches are what they come to; empty where they do not."""
+    lasted, wanted = answers(space, rate), lasting(space, rate)
+    if lasted >= _ENOUGH:
+        return ""
+    more = f"give --requests {min(wanted, _LONGEST)}" if len(space.sample) < _LONGEST else "there may be no longer runs"
+    return (
+        f"runs of {len(space.sample)} requests last {lasted:.2g} answers at {rate:.3g} requests a second, too short "
+        f"for batches to grow to what they come to in the end: plans hold less than is said here; {more}"
+    )
 
 
 def _prepare(

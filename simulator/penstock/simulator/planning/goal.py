@@ -23,7 +23,9 @@ from penstock.simulator.links import Link
 from penstock.simulator.scenario import FirstToken, Impossible, NodeGroup
 from penstock.simulator.workloads import like
 
-__all__ = ["Goal", "Objectives", "Rank", "Sample", "Space", "draw_sample", "lasting", "rate_at", "step_below"]
+__all__ = [
+    "Goal", "Objectives", "Rank", "Sample", "Space", "answers", "draw_sample", "lasting", "rate_at", "step_below",
+]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
 
@@ -166,8 +168,16 @@ class Space:
 def lasting(space: Space, rate: float) -> int:
     """Requests that a run needs at this rate, so that it outlasts several lives of a request: in a shorter one batches
     never grow to what they come to in the end, and decoding looks cheaper than it is."""
-    life = space.objectives.tpot_s * float(np.mean(space.sample.outputs))
-    return max(_SHORTEST, math.ceil(_LIVES * rate * life))
+    return max(_SHORTEST, math.ceil(_LIVES * rate * _life_s(space)))
+
+
+def answers(space: Space, rate: float) -> float:
+    """How many lives of a request a run of the whole sample lasts at this rate; `lasting` makes it enough of them."""
+    return len(space.sample) / (rate * _life_s(space))
+
+
+def _life_s(space: Space) -> float:
+    return space.objectives.tpot_s * float(np.mean(space.sample.outputs))
 
 
 def rate_at(step: int) -> float:
