@@ -1,6 +1,7 @@
 """KVAware and the prompts to come: what they bring between two tokens, how sure that is, and whom it is for."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -62,6 +63,19 @@ def test_what_comes_with_a_request_goes_with_it_to_the_last_bit(asked: list[tupl
         assert fleet.stalls[0].tolist() == [sum(one.stalls[0] for one in rest), sum(one.stalls[1] for one in rest)]
         fleet.release(reservation)
     assert fleet.stalls[0].tolist() == [0.0, 0.0]
+
+
+def test_prompts_that_take_minutes_leave_a_worker_that_can_be_picked() -> None:
+    """Their squares are beyond sums to the last bit: a rest below 0 would have no root, and nobody would come again."""
+    fleet = fleet_of(worker(0, prefill_ms=(10.0, 16.0, 1e-4)))
+    chance = random.Random(1)
+    for _ in range(20):
+        held = [fleet.reserve(0, chance.randint(2000, 32_000), chance.choice([1, 16, 256])) for _ in range(40)]
+        chance.shuffle(held)
+        for reservation in held:
+            fleet.release(reservation)
+            assert fleet.stalls[0][1] >= 0.0
+        assert term(pick(fleet), "spread_ms", 0) == pytest.approx(0.0, abs=0.01)
 
 
 def test_what_is_learned_of_a_worker_meanwhile_takes_nothing_away_twice() -> None:

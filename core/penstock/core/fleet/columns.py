@@ -273,7 +273,8 @@ class Fleet:
         if reservation.stalls is not NO_STALLS:
             stall, square = reservation.stalls
             self._stalls[2 * slot] -= stall
-            self._stalls[2 * slot + 1] -= square
+            # Squares of prompts that take minutes are beyond exact sums; a root is taken of what is left.
+            self._stalls[2 * slot + 1] = max(0.0, self._stalls[2 * slot + 1] - square)
         self._in_flight[slot] -= 1
         self._context[slot] -= reservation.context_tokens
         self._outstanding[slot] -= reservation.prompt_tokens + reservation.max_tokens

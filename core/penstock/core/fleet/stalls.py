@@ -16,7 +16,8 @@ TYPICAL_OUTPUT = 256
 """Output tokens expected of a request that allows more: a maximum says little about the length."""
 NO_STALLS = (0.0, 0.0)
 _GRAIN = float(1 << 20)
-"""Of a ms, and of a squared ms: sums of whole multiples of a power of two are exact, whatever comes and goes."""
+"""Of a ms, and of a squared ms: sums of whole multiples of a power of two are exact, whatever comes and goes, below
+2^33 (a single squared stall of 93 s, or 256 times that many where each goes over 256 passes)."""
 
 
 def stalls_each_pass(
