@@ -69,11 +69,12 @@ def test_the_fitted_object_can_be_applied_and_is_close_to_the_truth(outcomes: Pa
         ("", "no request was completed"),
         ("{}\n", "line 1 is no outcome"),
         ("what\n", "line 1 is no outcome"),
+        ("\udcff\n", "line 1 is no outcome"),
     ],
 )
 def test_what_is_no_benchmark_is_refused_in_a_sentence(tmp_path: Path, content: str, sentence: str) -> None:
     file = tmp_path / "outcomes.jsonl"
-    file.write_text(content)
+    file.write_text(content, errors="surrogateescape")
     code, out, err = run("--outcomes", str(file), "--model", "m", "--accelerator", "a100-80g")
     assert code == 2 and sentence in err and not out
 

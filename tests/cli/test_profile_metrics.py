@@ -26,7 +26,7 @@ from fitting_stage import TRUE, Asked, scraped, traffic
 from penstock.api import PerformanceProfile
 from penstock.cli.main import app
 from penstock.cli.profile_scrape import Scraping, metrics_url, next_due, scrape
-from penstock.cli.profile_scrapes_file import line_of
+from penstock.cli.profile_scrapes_file import line_of, read_scrapes
 from penstock.core.models import LatencyProfile, ProfileSource
 from penstock.core.models.fitting_pages import Scrape
 from typer.testing import CliRunner
@@ -137,11 +137,27 @@ def test_what_are_no_scrapes_is_said(tmp_path: Path, content: str, said: str) ->
         (("--metrics", "http://there", "--timeout", "0s"), "a time-out of 0 s"),
         (("--metrics", "none.jsonl", "--save", "x"), "no source is a URL; leave it out"),
         (("--metrics", "http://there", "--save", "/none/at/all"), "its folder does not exist"),
+        (("--metrics", "there:8000"), "to scrape a worker there write http://there:8000"),
     ],
 )
 def test_wrong_calls_are_refused_before_anything_is_fetched(arguments: tuple[str, ...], said: str) -> None:
     code, out, err = run(*arguments)
     assert code == 2 and said in err and not out
+
+
+def test_a_file_that_is_read_is_not_written_over(saved: Path) -> None:
+    before = saved.read_bytes()
+    code, out, err = run("--metrics", str(saved), "--metrics", "http://there", "--save", str(saved))
+    assert code == 2 and "--save would overwrite" in err and not out
+    assert saved.read_bytes() == before
+
+
+def test_files_that_name_no_worker_are_of_several(tmp_path: Path) -> None:
+    page = json.dumps(PAGE)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("".join(f'{{"at": {at}, "page": {page}}}\n' for at in (1, 2)))
+    found = [scrape.worker for name in ("one", "two") for scrape in read_scrapes(tmp_path / name)]
+    assert found == [str(tmp_path / "one")] * 2 + [str(tmp_path / "two")] * 2
 
 
 def test_addresses_are_of_the_metrics_page() -> None:

@@ -225,6 +225,19 @@ def test_series_that_come_and_go_cost_their_intervals() -> None:
     agrees(found.fit.profile, 0.02)
 
 
+def test_a_count_without_end_is_none() -> None:
+    endless = rewritten(pages()[100:110], lambda page: re.sub(r"(latency_seconds_sum{.*}) .*", r"\1 +Inf", page))
+    found = fitted([*pages()[:100], *endless, *pages()[110:]])
+    assert found.dropped[Dropped.MISSING] == 11
+    agrees(found.fit.profile, 0.02)
+
+
+def test_a_sum_that_stands_still_is_no_time() -> None:
+    still = rewritten(pages(), lambda page: re.sub(r"(latency_seconds_sum{.*}) .*", r"\1 0.0", page))
+    made = [one for history in histories(still)[0] for one in equations(history, 0, BUDGET)[0]]
+    assert made and all(one.ms > 0 for one in made)
+
+
 @pytest.mark.parametrize(
     "junk", ["", "<html>busy</html>", "vllm:num_requests_running{", "process_cpu_seconds_total 1\n"]
 )

@@ -93,12 +93,19 @@ def fit(
             wanted = Wanted(metrics or (), interval, duration, timeout, save, max_num_batched_tokens)
             lines, made = _from_metrics(wanted, model, accelerator, degrees, name, provenance, console)
     except (OSError, ValueError) as error:
-        said = f"{error.filename}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
-        console.print(f"penstock profile fit: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"penstock profile fit: {_said(error)}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
         raise typer.Exit(NOTHING_FITTED) from None
     for line in lines:
         console.print(f"profile: {line}", highlight=False, markup=False, soft_wrap=True)
     typer.echo(yaml.safe_dump(made, sort_keys=False, allow_unicode=True), nl=False)
+
+
+def _said(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: cannot be read: {error.strerror}"
+    return str(error)
 
 
 _Told = tuple[list[str], dict[str, Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ _COEFFICIENTS = (
     ("decode base", "ms"), ("per sequence", "ms"), ("per token of context", "us"),
 )  # fmt: skip
 _UNIT = {"ms": 1.0, "us": 1e3, "ns": 1e6}
+_BARE = re.compile(r"[^/]+:\d+(/.*)?")
+"""An address that lacks its scheme."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,11 @@ class Wanted:
             raise ValueError("--save writes what is scraped, and no source is a URL; leave it out")
         if self.save is not None and not self.save.absolute().parent.is_dir():
             raise ValueError(f"{self.save} cannot be written: its folder does not exist")
+        if self.save is not None and self.save.resolve() in [file.resolve() for file in self.files]:
+            raise ValueError(f"--save would overwrite {self.save}, which is read; give another file")
+        for file in self.files:
+            if _BARE.fullmatch(str(file)) and not file.exists():
+                raise ValueError(f"there is no file {file}; to scrape a worker there write http://{file}")
 
     @property
     def urls(self) -> list[str]:

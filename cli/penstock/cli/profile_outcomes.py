@@ -13,7 +13,7 @@ from penstock.core.reports import Verdict
 
 def read_outcomes(path: Path) -> Iterator[Observed]:
     """The completed requests of a file of outcomes. Raises ValueError with file, line and reason."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 found = json.loads(line)

@@ -16,7 +16,8 @@ class SavedScrape(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    worker: Annotated[str, Field(min_length=1)] = "worker"
+    worker: Annotated[str, Field(min_length=1)] | None = None
+    """Left out it is the file's: counters of two workers in one history would only seem to restart."""
     at: Annotated[float, Field(allow_inf_nan=False)]
     took: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     page: str
@@ -42,6 +43,6 @@ def read_scrapes(path: Path) -> Iterator[Scrape]:
                     f"{path}: line {number} is no scrape ({where + ': ' if where else ''}{first['msg']}); give a file "
                     "that penstock profile fit --save wrote"
                 ) from None
-            yield Scrape(saved.worker, saved.at, saved.took, saved.page)
+            yield Scrape(saved.worker or str(path), saved.at, saved.took, saved.page)
     if number == 0:
         raise ValueError(f"{path}: the file is empty, nothing was scraped into it")

@@ -177,7 +177,8 @@ def _tokens(one: Interval, engine: int) -> Equation | None:
     alone = running == 0.0 and firsts == 1.0
     undisturbed = firsts == 0.0 and one.admitted == 0.0
     context = _context(one)
-    if count < _TOKENS or not (alone or undisturbed) or context is None:
+    seconds = one.changes[Total.INTERVAL_S]
+    if count < _TOKENS or seconds <= 0 or not (alone or undisturbed) or context is None:
         return None
     steps = one.change(Total.STEPS)
     after = one.after.running or 0.0
@@ -186,7 +187,7 @@ def _tokens(one: Interval, engine: int) -> Equation | None:
     batch = 1.0 if alone else mean + max(running - max(after, 1.0), 0.0) ** 2 / (12.0 * mean)
     row = (0.0, 0.0, 0.0, count, count * batch, count * batch * context)
     at = (one.before.at_s + one.after.at_s) / 2
-    return Equation(Kind.TOKENS, engine, at, row, one.changes[Total.INTERVAL_S] * 1e3, count, batch, context, None)
+    return Equation(Kind.TOKENS, engine, at, row, seconds * 1e3, count, batch, context, None)
 
 
 def _prefill(

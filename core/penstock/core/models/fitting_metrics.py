@@ -4,8 +4,8 @@ Nobody has to send a benchmark; the traffic that is there does. With T, S, B and
 a, b, c of prefill and d, e, f of decode, three kinds of equations follow. All are linear in what is sought, so all are
 solved at once by least squares of relative errors, none below 0 (`fitting_solve`):
 
-**Wall time.** While a sequence runs the whole time (more ran at the start than ended), the engine makes pass after
-pass, and the time between two scrapes is the sum of theirs:
+**Wall time.** While a sequence runs the whole time (more ran at the start than ended, or so many on average that the
+engine hardly stood still), it makes pass after pass, and the time between two scrapes is the sum of theirs:
 
     seconds = d*(K - m) + e*sum(B) + f*sum(C) + m*a + b*sum(T) + c*sum(S)
 

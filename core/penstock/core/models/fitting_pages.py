@@ -156,7 +156,7 @@ def read_page(scrape: Scrape) -> dict[str, Reading]:
             known.append(_sample(line))
         except (ValueError, IndexError):
             raise ValueError(f"what {scrape.worker} sent is no metrics page; a line of it is {line[:80]!r}") from None
-    known = [sample for sample in known if not math.isnan(sample.value)]
+    known = [sample for sample in known if math.isfinite(sample.value)]
     if not known:
         raise ValueError(
             f"the page of {scrape.worker} has no vllm: series; give an engine's /metrics, and do not start it with "
