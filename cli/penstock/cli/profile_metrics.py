@@ -101,7 +101,7 @@ def report(made: MetricsFit) -> Iterator[str]:
     left_out = "; ".join(f"{count} x {reason}" for reason, count in made.dropped.most_common())
     yield (
         f"{made.used} intervals of {len(made.engines)} engine{'s' if len(made.engines) > 1 else ''} over "
-        f"{made.seconds:.0f} s used" + (f"; left out: {left_out}" if left_out else "")
+        f"{made.seconds:.0f} s used" + (f"; left out of one equation or of all: {left_out}" if left_out else "")
     )
     for note in made.notes:
         yield f"note: {note}"
