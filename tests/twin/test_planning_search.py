@@ -182,3 +182,13 @@ def test_a_search_of_two_classes_finds_what_trying_everything_finds(rank: Rank) 
     every = find_plans(space, goal, budgets=(2048,), requests=60, most=10_000, kinds=10, patience=10_000)
     assert quick.counts.tried <= every.counts.tried
     assert quick.ranking[0].score[0] == pytest.approx(every.ranking[0].score[0], rel=0.02)
+
+
+@pytest.mark.parametrize("rank", [Rank.GOODPUT, Rank.LATENCY, Rank.ENERGY])
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_plans_are_tried_than_may_be(rank: Rank, most: int) -> None:
+    space = space_of("a100-80g=1x2", requests=40)
+    goal = Goal(space.objectives, rank, None if rank is Rank.GOODPUT else 0.5)
+    counts = find_plans(space, goal, budgets=(512, 2048), requests=40, most=most).counts
+    assert 1 <= counts.tried <= most
+    assert counts.enumerated == counts.dropped + counts.tried + counts.unseen

@@ -19,7 +19,7 @@ from penstock.simulator.planning.attempts import NOT, Score, Standing, Task, Tri
 from penstock.simulator.planning.candidates import BUDGETS, Cell, Plan, cells_of, enumerate_plans, sized_plans
 from penstock.simulator.planning.goal import Goal, Rank, Space, lasting
 from penstock.simulator.planning.order import PATIENCE, Line
-from penstock.simulator.planning.phases import Mapper, batches, helpers, phase_rates, quick
+from penstock.simulator.planning.phases import BATCH, Mapper, helpers, phase_rates, quick
 from penstock.simulator.planning.promises import promises
 from penstock.simulator.planning.trial import Trial, try_plan
 
@@ -145,10 +145,11 @@ def rank_plans(
     floors = list(mapper(partial(least_score, space, goal), plans))
     line = sorted(range(len(plans)), key=lambda number: (floors[number], number))
     state = _State()
-    # The first two set the mark for all others.
-    for some in [line[:_KEPT], *batches(line[_KEPT:])]:
-        if most is not None and state.tried >= most:
-            break
+    most = len(plans) if most is None else most
+    while line and state.tried < most:
+        # The first two set the mark for all others.
+        count = min(BATCH if state.tried + state.dropped else _KEPT, most - state.tried)
+        some, line = line[:count], line[count:]
         mark = state.mark() if prune else NOT
         _try(space, goal, [Task(plans[number], floors[number], mark) for number in some], state, mapper)
         tell("trying plans", state.tried + state.dropped, len(plans))
