@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,8 @@ from penstock.core.traces import Trace, TraceRequest
 from penstock.simulator import Impossible, parse_nodes
 from penstock.simulator.planning import (
     Cell,
+    Counts,
+    Found,
     Goal,
     Objectives,
     Plan,
@@ -137,6 +141,19 @@ def test_more_is_said_of_the_best_two_than_that_they_are_best() -> None:
     why = why_second(space, goal, found)
     assert str(second.plan) in why and f"{second.rate:.3g}" in why
     assert find_plans(space, goal) == found, "the same search must find the same"
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [(1.2, ", 20.0% more than the best plan's"), (1.0001, ", hardly more than "), (1.0, ", the same as ")],
+)
+def test_plans_that_hardly_differ_are_told_apart_by_both_latencies(times: float, said: str) -> None:
+    space = space_of("a100-80g=1x2", requests=40)
+    goal = Goal(space.objectives, Rank.LATENCY, 0.5)
+    best = find_plans(space, goal).ranking[0]
+    second = replace(best, score=(best.score[0] * times, best.score[1]))
+    why = why_second(space, goal, Found((best, second), Counts()))
+    assert said in why and ("TTFT" in why) == (times < 1.1)
 
 
 def test_what_cannot_be_is_said_with_what_could() -> None:

@@ -13,6 +13,8 @@ from penstock.simulator.scenario import NodeGroup
 
 __all__ = ["misses", "percent", "what_fits", "why_nothing", "why_second"]
 
+_TOLD = 0.0005  # Of a figure: a smaller difference would be told as none.
+
 
 def why_second(space: Space, goal: Goal, found: Found) -> str:
     """Why the best plan is not the second; empty when there is no second."""
@@ -28,9 +30,10 @@ def why_second(space: Space, goal: Goal, found: Found) -> str:
     }
     first, other, form = figures[goal.rank]
     verb = "uses up" if goal.rank is Rank.LATENCY else "takes"
-    more = f", {other / first - 1:.1%} more than" if other > first else ", the same as"
-    text = f"The runner-up, {second.plan}, {verb} {form.format(other)}{more} the best plan's {form.format(first)}"
-    if other > first:
+    told = other / first - 1 >= _TOLD
+    more = f"{other / first - 1:.1%} more than" if told else "hardly more than" if other > first else "the same as"
+    text = f"The runner-up, {second.plan}, {verb} {form.format(other)}, {more} the best plan's {form.format(first)}"
+    if told:
         return f"{text}."
     return f"{text}; it has {_figures(second.trial)} against {_figures(best.trial)}."
 
