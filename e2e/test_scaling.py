@@ -294,7 +294,9 @@ def test_who_sees_nothing_takes_nothing_away(cluster: Cluster, shape: Shape) -> 
         wait_for("workers go once the load is known", lambda: wanted() < before, 180)
         wait_for("all is well again", lambda: cluster.condition(NAME, "Degraded").get("status") != "True", 60)
         running.stop()
-    assert all(o.verdict is Verdict.COMPLETED for o in running.outcomes()), describe(running.outcomes())
+    # Stopping cuts off the client's last requests.
+    heard = [o for o in running.outcomes() if o.error != "Interrupted"]
+    assert all(o.verdict is Verdict.COMPLETED for o in heard), describe(heard)
 
 
 def fault(cluster: Cluster, text: str) -> None:

@@ -197,12 +197,23 @@ def _needs(view: DeploymentView, rules: PlanRules, speeds: Mapping[str, Throughp
     drain_s = max(rules.drain_s, *(pool.startup_s * rules.drain_share for pool in view.pools))
     measured = {
         role: load.rate + backlog(load, _of(view, role), speeds, rules.margins.busy) / drain_s
-        for role, load in view.loads.items()
+        for role, load in _of_all_requests(view).items()
     }
     most = max(measured.values())
     # Prompts that overrun prefill workers are computed elsewhere: those count by their usual share.
     prefill = max(measured.get("Prefill", most), most * (view.prefill_share or 0.0))
     return {role: most if role != "Prefill" else prefill for role in sorted({p.role for p in view.pools})}
+
+
+def _of_all_requests(view: DeploymentView) -> dict[str, RoleLoad]:
+    """The loads with none lower than what comes to the deployment: every request is decoded, and a share of them, told
+    by the last minutes, is prefilled apart. A role behind an overrun one sees only what that lets through."""
+    level, rate = (max(getattr(load, name) for load in view.loads.values()) for name in ("level", "rate"))
+    shares = {role: (view.prefill_share or 0.0) if role == "Prefill" else 1.0 for role in view.loads}
+    return {
+        role: replace(load, level=max(load.level, level * shares[role]), rate=max(load.rate, rate * shares[role]))
+        for role, load in view.loads.items()
+    }
 
 
 def _counts(view: DeploymentView, speeds: Mapping[str, Throughput], needs: Mapping[str, float]) -> dict[str, int]:
