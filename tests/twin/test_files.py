@@ -156,6 +156,10 @@ def test_a_form_says_only_what_is_not_so_anyway() -> None:
         ("model: llama-3.1-8b\nnodes: a100-80g=1x1", "workload: is missing"),
         (SMALL.replace("8b", "9b") % "", "model: model 'llama-3.1-9b' is not in the catalogue; did you mean"),
         (
+            SMALL.replace("llama-3.1-8b", "mine") % "",
+            "model: model 'mine' is not in the catalogue; there is Llama-3.1-8B",
+        ),
+        (
             SMALL.replace("a100-80g", "a100") % "",
             "nodes: accelerator class 'a100' is not in the catalogue; there is a100",
         ),

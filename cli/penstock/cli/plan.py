@@ -25,9 +25,10 @@ from penstock.cli.plan_manifest import manifest
 from penstock.cli.plan_view import PlanProgress, as_json, print_plans
 from penstock.cli.replay_trace import Shape, TraceError, read_trace, shape_trace
 from penstock.cli.values import parse_duration
-from penstock.core.models import ModelArchitecture, find_model, suggest
+from penstock.core.models import ModelArchitecture
 from penstock.router.decisions.policies import DEFAULT_POLICY, UnknownPolicy, find_policy
 from penstock.simulator import Impossible, parse_nodes
+from penstock.simulator.files import model_named
 from penstock.simulator.planning import (
     Goal,
     Objectives,
@@ -131,7 +132,7 @@ def plan(
     """Search the pools that serve a trace best, say why the second best lost, and print the ModelDeployment."""
     console = Console(stderr=True)
     try:
-        architecture = _model(model)
+        architecture = model_named(model)
         if max_context is not None and max_context > architecture.max_context:
             raise ValueError(
                 f"a context of {max_context} tokens is not possible: {architecture.name} takes 2 to "
@@ -195,15 +196,6 @@ def _prepare(
             raise ValueError("the trace is an instant, so it has no rate; give --rate")
         rate = len(shaped.trace.requests) / shaped.trace.duration_s
     return _Ready(space, Goal(objectives, rank, rate), shaped.notes)
-
-
-def _model(name: str) -> ModelArchitecture:
-    found = find_model(name)
-    if found is None:
-        near = suggest(name)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"model {name!r} is not in the catalogue{hint}")
-    return found
 
 
 def _checked_name(space: Space, name: str) -> str:

@@ -4,7 +4,7 @@ Text in, forms out, and back: reading a file from disk is the caller's affair. A
 what to write there.
 """
 
-from penstock.simulator.files.forms import ScenarioForm
+from penstock.simulator.files.forms import ScenarioForm, model_named
 from penstock.simulator.files.read import ScenarioError, Traces, check_scenario, parse_scenario, write_scenario
 from penstock.simulator.files.workload import WorkloadForm
 
@@ -14,6 +14,7 @@ __all__ = [
     "Traces",
     "WorkloadForm",
     "check_scenario",
+    "model_named",
     "parse_scenario",
     "write_scenario",
 ]

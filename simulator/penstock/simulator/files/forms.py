@@ -9,6 +9,7 @@ from penstock.core.models import (
     find_accelerator,
     find_model,
     known_accelerators,
+    known_models,
     suggest,
     suggest_accelerator,
 )
@@ -35,7 +36,7 @@ from penstock.simulator.files.workload import WorkloadForm
 from penstock.simulator.scenario import FirstToken, NodeGroup, Scenario, parse_nodes
 from pydantic import Field, field_validator
 
-__all__ = ["ScenarioForm"]
+__all__ = ["ScenarioForm", "model_named"]
 
 
 class ScenarioForm(Form):
@@ -70,7 +71,7 @@ class ScenarioForm(Form):
     @field_validator("model")
     @classmethod
     def _known_model(cls, name: str) -> str:
-        _find_model(name)
+        model_named(name)
         return name
 
     @field_validator("nodes", mode="before")
@@ -94,7 +95,7 @@ class ScenarioForm(Form):
         """The cluster, with another seed where one is given."""
         router, engine = self.router, self.engine
         return Scenario(
-            model=_find_model(self.model),
+            model=model_named(self.model),
             groups=tuple(_node_group(group) for group in self.nodes),
             policy=self.policy,
             pools=tuple(pool.build() for pool in self.pools),
@@ -133,12 +134,14 @@ class ScenarioForm(Form):
         )
 
 
-def _find_model(name: str) -> ModelArchitecture:
+def model_named(name: str) -> ModelArchitecture:
+    """The catalogue's model of this name. Raises ValueError, which says what comes near or else what there is."""
     found = find_model(name)
     if found is None:
         near = suggest(name)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"model {name!r} is not in the catalogue{hint}")
+        there = ", ".join(known.name.rpartition("/")[2] for known in known_models())
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there is {there}"
+        raise ValueError(f"model {name!r} is not in the catalogue; {hint}")
     return found
 
 
