@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from penstock.core.models import LatencyProfile, ModelArchitecture, ProfileSource, find_model
 from penstock.simulator import Scenario, parse_nodes
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules of this folder
 
 PROFILE = LatencyProfile((10, 0.1, 1e-6), (20, 0.2, 1e-4), ProfileSource.BENCHMARK, "made up")
 

@@ -6,14 +6,14 @@ and 1x again, cold at the start, where a few requests more or less in one scrape
 
 from __future__ import annotations
 
-import random
 from itertools import combinations, pairwise
 
 from penstock.autoscaler.decisions.cycle import CycleTimes
 from penstock.core.fleet import Role
 from penstock.core.models import ModelArchitecture, Parallelism
-from penstock.core.traces import Trace, TraceRequest
+from penstock.core.traces import Trace
 from penstock.simulator import Autoscaling, Bounds, PoolSpec, Scenario, StartUp, Twin, parse_nodes
+from twin_loads import load_in_steps
 
 STEPS = ((75.0, 1.1), (100.0, 3.3), (105.0, 1.1))
 """Seconds, and requests per second."""
@@ -23,18 +23,6 @@ RUNS = 8
 
 Course = list[tuple[float, int]]
 """From when on how many workers are wanted."""
-
-
-def load(seed: int) -> Trace:
-    chance, start = random.Random(seed), LEAD_S
-    made: list[TraceRequest] = []
-    for seconds, rate in STEPS:
-        at = start + chance.expovariate(rate)
-        while at < start + seconds:
-            made.append(TraceRequest(at, chance.randint(4000, 8000), 20))
-            at += chance.expovariate(rate)
-        start += seconds
-    return Trace(tuple(made))
 
 
 def course(model: ModelArchitecture, trace: Trace, seed: int) -> Course:
@@ -80,7 +68,7 @@ def agree(one: Course, other: Course) -> bool:
 
 
 def test_when_workers_are_scraped_decides_no_more_than_one_worker_and_one_cycle(model: ModelArchitecture) -> None:
-    trace = load(11)
+    trace = load_in_steps(STEPS, 11, LEAD_S, (4000, 8000), 20)
     courses = [course(model, trace, seed) for seed in range(RUNS)]
     apart = [(one, other) for one, other in combinations(courses, 2) if not agree(one, other)]
     assert apart == []

@@ -6,32 +6,17 @@ that leaves people waiting is seen at once.
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from penstock.autoscaler.decisions.cycle import CycleTimes
 from penstock.core.fleet import Role
 from penstock.core.models import ModelArchitecture, Parallelism
-from penstock.core.traces import Trace, TraceRequest
 from penstock.simulator import Autoscaling, Bounds, PoolSpec, Scenario, StartUp, Twin, parse_nodes
+from twin_loads import load_in_steps
 
 STEPS = ((180.0, 3.0), (180.0, 12.0), (240.0, 3.0))
 """Seconds, and requests per second."""
 TTFT_S, TPOT_S, SETTLING_S = 2.0, 0.1, 60.0
 BUDGET = 14
-
-
-def load(seed: int, lead_s: float) -> Trace:
-    """The steps after so many seconds of nothing, which move them between cycles and scrapes."""
-    chance, start = random.Random(seed), lead_s
-    made: list[TraceRequest] = []
-    for seconds, rate in STEPS:
-        at = start + chance.expovariate(rate)
-        while at < start + seconds:
-            made.append(TraceRequest(at, chance.randint(1500, 4500), 90))
-            at += chance.expovariate(rate)
-        start += seconds
-    return Trace(tuple(made))
 
 
 def settling(at: float) -> bool:
@@ -42,7 +27,7 @@ def settling(at: float) -> bool:
 @pytest.mark.parametrize(("seed", "lead_s"), [(0, 0.0), (2, 33.0)])
 def test_a_step_is_late_for_a_minute_and_no_longer(model: ModelArchitecture, seed: int, lead_s: float) -> None:
     """With the second the decode workers saw so little of what overran the prefill workers that too few were wanted."""
-    trace = load(11, lead_s)
+    trace = load_in_steps(STEPS, 11, lead_s, (1500, 4500), 90)
     end = lead_s + sum(seconds for seconds, _ in STEPS)
     kind = ("a100-80g", Parallelism(), 1)
     scenario = Scenario(

@@ -208,7 +208,8 @@ def _needs(view: DeploymentView, rules: PlanRules, speeds: Mapping[str, Throughp
 def _of_all_requests(view: DeploymentView) -> dict[str, RoleLoad]:
     """The loads with none lower than what comes to the deployment: every request is decoded, and a share of them, told
     by the last minutes, is prefilled apart. A role behind an overrun one sees only what that lets through."""
-    level, rate = (max(getattr(load, name) for load in view.loads.values()) for name in ("level", "rate"))
+    level = max(load.level for load in view.loads.values())
+    rate = max(load.rate for load in view.loads.values())
     shares = {role: (view.prefill_share or 0.0) if role == "Prefill" else 1.0 for role in view.loads}
     return {
         role: replace(load, level=max(load.level, level * shares[role]), rate=max(load.rate, rate * shares[role]))
