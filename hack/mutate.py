@@ -51,12 +51,14 @@ TARGETS = {
             _PICKS + name
             for name in (
                 "kv_aware", "kv_memory", "loads", "policies", "policies_common", "policies_hash", "policies_plain",
-                "predict", "prefix_affinity", "split",
+                "predict", "prefix_affinity", "split", "stalls",
             )
         ),
         (
             "tests/router/test_pick_terms.py",
+            "tests/router/test_pick_stalls.py",
             "tests/router/test_picks.py",
+            "tests/router/test_picks_plain.py",
             "tests/router/test_decisions.py",
             "tests/router/test_legs.py",
         ),

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from penstock.core.fleet import TYPICAL_OUTPUT, PickReason
 from penstock.core.fleet.stalls import stalls_each_pass
 from penstock.router.decisions.stalls import keeps, margin_ms, spread_ms
-from test_picks import DECODE, HASHES, PREFILL, REQUEST, fleet_of, pick, term, worker
+from picks_stage import DECODE, HASHES, PREFILL, REQUEST, fleet_of, pick, term, worker
 
 GRAIN = 1e-5
 """ms; what is brought is counted in whole parts of a ms, of which this is some."""

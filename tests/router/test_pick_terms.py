@@ -13,7 +13,7 @@ from penstock.router.decisions.policies_common import in_turn, lowest, no_candid
 from penstock.router.decisions.policies_hash import _mix, drawn, mixed
 from penstock.router.decisions.predict import lateness, side_of
 from penstock.router.decisions.split import SplitReason, least_loaded_prefill, pick_pair, split_or_not
-from test_picks import DECODE, HASHES, PREFILL, REQUEST, fleet_of, pick, term, worker
+from picks_stage import DECODE, HASHES, PREFILL, REQUEST, fleet_of, pick, term, worker
 
 GAMMA = 0x9E3779B97F4A7C15
 

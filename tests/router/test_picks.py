@@ -1,25 +1,19 @@
-"""KVAware, PrefixAffinity, PowerOfTwo, Random: what must hold for any fleet, and sums done by hand."""
+"""KVAware: what must hold for any fleet, and sums done by hand."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from numpy.typing import NDArray
 from penstock.core.fleet import (
     TYPICAL_OUTPUT,
     Failure,
-    Fleet,
-    Pick,
     PickReason,
     Rejection,
     RejectReason,
-    Request,
     Role,
-    Worker,
 )
 from penstock.router.decisions import (
     POLICIES,
@@ -40,59 +34,7 @@ from penstock.router.decisions import (
     live,
 )
 from penstock.router.decisions.kv_aware import LOCAL_TOKENS
-from penstock.router.decisions.policies_hash import drawn
-
-BLOCK = 16
-PREFILL, DECODE = (10.0, 0.1, 1e-5), (20.0, 0.5, 1e-3)
-HASHES = tuple(i.to_bytes(32, "big") for i in range(1, 65))
-REQUEST = Request("r", "m", prompt_tokens=1024, max_tokens=100, block_hashes=HASHES)
-SEEDS = st.integers(0, 2**63)
-
-
-class Held:
-    """An index that knows how many blocks of any prompt each slot holds, and can be taught more."""
-
-    def __init__(self, blocks: Sequence[int] = ()) -> None:
-        self.blocks = dict(enumerate(blocks))
-
-    def longest_prefix(self, hashes: Sequence[bytes], slots: int) -> NDArray[np.int64]:
-        return np.array([min(self.blocks.get(s, 0), len(hashes)) for s in range(slots)], dtype=np.int64)
-
-
-def worker(number: int, role: Role = Role.PREFILL_DECODE, **more: object) -> Worker:
-    known: dict[str, object] = {"prefill_ms": PREFILL, "decode_ms": DECODE, "price_per_hour": 3.6, "transfer_ms": 0.01}
-    return Worker(f"w{number}", "h", number, "m", role, **known | more)  # type: ignore[arg-type]
-
-
-def fleet_of(*workers: Worker, held: Sequence[int] | None = None, **more: int) -> Fleet:
-    fleet = Fleet(**more)
-    for each in workers:
-        fleet.set_ready(fleet.add(each), True)
-    if held is not None:
-        fleet.index_by("m", Held(held), BLOCK)
-    return fleet
-
-
-def pick(fleet: Fleet, request: Request = REQUEST, policy: str = "KVAware", seed: int = 0, now: float = 0.0) -> Pick:
-    answer = find_policy(policy).pick(request, fleet.view(), now, seed)
-    assert isinstance(answer, Pick)
-    return answer
-
-
-def term(picked: Pick, name: str, slot: int) -> float:
-    values = dict(picked.terms)[name]
-    return float(values[picked.candidates.tolist().index(slot)])
-
-
-def serve(fleet: Fleet, picked: Pick, request: Request = REQUEST) -> None:
-    """Reserve as the life of a request does."""
-    hit = picked.expected_hit_tokens or 0
-    if picked.prefill is None:
-        fleet.reserve(picked.decode, request.prompt_tokens, request.max_tokens, hit)
-    else:
-        fleet.reserve(picked.prefill, request.prompt_tokens, 1, hit)
-        fleet.reserve(picked.decode, request.prompt_tokens, request.max_tokens, request.prompt_tokens)
-
+from picks_stage import BLOCK, HASHES, REQUEST, SEEDS, Held, fleet_of, pick, serve, term, worker
 
 # ---- sums by hand ---------------------------------------------------------------------------------
 
@@ -351,91 +293,6 @@ def test_full_workers_are_passed_over_on_both_sides() -> None:
     fleet.reserve(2, 1, 1)
     picked = pick(fleet)
     assert (picked.prefill, picked.decode) == (1, 3) and picked.candidates.tolist() == [3]
-
-
-# ---- the others ------------------------------------------------------------------------------------------
-
-
-def prompts(count: int) -> list[Request]:
-    return [replace(REQUEST, id=str(i), block_hashes=((i * 7919).to_bytes(32, "big"), b"x")) for i in range(count)]
-
-
-def first_block_only(request: Request) -> Request:
-    return replace(request, block_hashes=request.block_hashes[:1])
-
-
-def test_prefix_affinity_keeps_a_prefix_at_one_worker_and_spreads_prefixes() -> None:
-    fleet = fleet_of(*map(worker, range(8)))
-    owners = [pick(fleet, first_block_only(r), "PrefixAffinity", seed=i).decode for i, r in enumerate(prompts(400))]
-    again = [pick(fleet, first_block_only(r), "PrefixAffinity", seed=7).decode for r in prompts(400)]
-    assert owners == again
-    assert all(20 < owners.count(slot) < 90 for slot in range(8))
-
-
-def test_prefix_affinity_looks_at_the_first_sixteen_blocks() -> None:
-    fleet = fleet_of(*map(worker, range(8)))
-    same = [replace(REQUEST, block_hashes=(*HASHES[:16], bytes([i]) * 32)) for i in range(50)]
-    assert len({pick(fleet, r, "PrefixAffinity").decode for r in same}) == 1
-    other = [replace(REQUEST, block_hashes=(*HASHES[:15], bytes([i]) * 32)) for i in range(50)]
-    assert len({pick(fleet, r, "PrefixAffinity").decode for r in other}) > 3
-
-
-def test_only_the_keys_of_a_lost_worker_move() -> None:
-    fleet = fleet_of(*map(worker, range(6)))
-    requests = [first_block_only(r) for r in prompts(200)]
-    before = [pick(fleet, r, "PrefixAffinity").decode for r in requests]
-    fleet.withdraw(3)
-    after = [pick(fleet, r, "PrefixAffinity").decode for r in requests]
-    assert all(a == b for a, b in zip(after, before, strict=True) if b != 3) and 3 not in after
-
-
-@given(st.integers(2, 12), st.integers(1, 60))
-@settings(max_examples=30, deadline=None)
-def test_an_owner_never_has_more_than_its_bound(workers: int, requests: int) -> None:
-    fleet = fleet_of(*map(worker, range(workers)))
-    for _ in range(requests):
-        fleet.reserve(pick(fleet, policy="PrefixAffinity").decode, 10, 10)
-    assert fleet.in_flight.max() <= math.ceil(1.25 * requests / workers)
-    if requests > 2 * workers and workers > 1:
-        assert (fleet.in_flight[:workers] > 0).sum() > 1
-
-
-def test_an_overloaded_owner_is_said() -> None:
-    fleet = fleet_of(*map(worker, range(4)))
-    first = pick(fleet, policy="PrefixAffinity")
-    assert first.reason is PickReason.PREFIX_OWNER
-    for _ in range(3):
-        fleet.reserve(first.decode, 10, 10)
-    second = pick(fleet, policy="PrefixAffinity")
-    assert second.decode != first.decode and second.reason is PickReason.OWNER_BUSY
-
-
-def test_prefix_affinity_without_hashes_goes_by_load() -> None:
-    fleet = fleet_of(*map(worker, range(3)))
-    fleet.reserve(0, 10, 10)
-    fleet.reserve(1, 10, 10)
-    picked = pick(fleet, replace(REQUEST, block_hashes=()), "PrefixAffinity")
-    assert picked.decode == 2 and picked.policy == "PrefixAffinity"
-
-
-def test_random_spreads_and_repeats() -> None:
-    fleet = fleet_of(*map(worker, range(8)))
-    drawn_slots = [pick(fleet, policy="Random", seed=seed).decode for seed in range(800)]
-    assert all(60 < drawn_slots.count(slot) < 140 for slot in range(8))
-    assert drawn_slots == [pick(fleet, policy="Random", seed=seed).decode for seed in range(800)]
-
-
-@given(st.lists(st.integers(0, 9), min_size=2, max_size=10), SEEDS)
-def test_power_of_two_takes_the_less_loaded_of_the_two_it_draws(loads: list[int], seed: int) -> None:
-    fleet = fleet_of(*map(worker, range(len(loads))))
-    for slot, load in enumerate(loads):
-        if load:
-            fleet.reserve(slot, load, 0)
-    picked = pick(fleet, policy="PowerOfTwo", seed=seed)
-    lots = drawn(fleet.view(), picked.candidates, seed)
-    two = sorted(range(len(loads)), key=lambda s: lots[s])[:2]
-    assert picked.decode in two and loads[picked.decode] == min(loads[s] for s in two)
-    assert [s for s, score in enumerate(picked.scores) if math.isfinite(score)] == sorted(two)
 
 
 # ---- in the life of a request ------------------------------------------------------------------------------
